@@ -1,0 +1,1 @@
+"""Files: reading checkpoints of every kind, writing the container."""

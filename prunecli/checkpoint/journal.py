@@ -1,0 +1,78 @@
+"""The journal of a cut: which indices of which tensors were kept, and which attributes changed. No torch here.
+
+It travels in the file; replaying it on a freshly built module gives the module the tensors belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Attributes = Mapping[str, Mapping[str, int | list[int]]]
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Kept indices by (tensor name, dim), and integer attributes by module path."""
+
+    kept: Mapping[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
+    attributes: Attributes = field(default_factory=dict)
+
+    def then(self, later: Journal) -> Journal:
+        """This cut followed by another one, as one cut of the original."""
+        kept = dict(self.kept)
+        for key, indices in later.kept.items():
+            first = kept.get(key)
+            kept[key] = indices if first is None else tuple(first[i] for i in indices)
+        attributes = {module: dict(values) for module, values in self.attributes.items()}
+        for module, values in later.attributes.items():
+            attributes.setdefault(module, {}).update(values)
+        return Journal(kept, attributes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Index lists as ranges, each with all the tensors it applies to."""
+        by_indices: dict[tuple[int, ...], list[str]] = {}
+        for (name, dim), indices in sorted(self.kept.items()):
+            by_indices.setdefault(indices, []).append(f"{name}:{dim}")
+        cuts = [{"kept": ranges(indices), "in": places} for indices, places in by_indices.items()]
+        return {"cuts": cuts, "attributes": {m: dict(v) for m, v in sorted(self.attributes.items())}}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Journal:
+        """The inverse of `to_json`."""
+        kept = {}
+        for cut in data["cuts"]:
+            indices = indices_of(cut["kept"])
+            for place in cut["in"]:
+                name, _, dim = place.rpartition(":")
+                kept[name, int(dim)] = indices
+        return Journal(kept, data["attributes"])
+
+
+def ranges(indices: Iterable[int]) -> str:
+    """Indices as text, runs as ranges.
+
+    >>> ranges([0, 1, 2, 5, 8, 9])
+    '0-2,5,8-9'
+    """
+    runs: list[list[int]] = []
+    for index in indices:
+        if runs and index == runs[-1][1] + 1:
+            runs[-1][1] = index
+        else:
+            runs.append([index, index])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def indices_of(text: str) -> tuple[int, ...]:
+    """The inverse of `ranges`.
+
+    >>> indices_of('0-2,5,8-9')
+    (0, 1, 2, 5, 8, 9)
+    """
+    found: list[int] = []
+    for run in text.split(",") if text else []:
+        first, _, last = run.partition("-")
+        found.extend(range(int(first), int(last or first) + 1))
+    return tuple(found)

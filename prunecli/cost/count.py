@@ -1,0 +1,185 @@
+"""FLOPs and parameters as polynomials in the widths, read off the tape.
+
+One fused multiply-add counts once; the conventions are those of fvcore, so that the finished model's
+count by fvcore is the same number to the last FLOP.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
+
+from prunecli.graph.channels import Bools, Channels, Ints
+from prunecli.graph.tape import Op, Ref
+
+# A factor list: each entry is a number, or (value index, dim).
+Dim = tuple[int, int]
+Factors = tuple[float, list[Dim]]
+
+
+def _dims(channels: Channels, ref: Ref | int, dims: Iterable[int] | None = None) -> list[Dim]:
+    index = ref.index if isinstance(ref, Ref) else ref
+    return [(index, d) for d in (range(len(channels.tape.shapes[index])) if dims is None else dims)]
+
+
+def _convolution(op: Op, channels: Channels) -> Factors:
+    data, weight = op.args[0], op.args[1]
+    spatial = channels.tape.shapes[data.index if op.args[6] else op.outputs[0]][2:]
+    batch = channels.tape.shapes[data.index][0]
+    return float(batch * math.prod(spatial)), _dims(channels, weight)
+
+
+def _matmul(op: Op, channels: Channels) -> Factors:
+    first, second = op.refs()[-2:]
+    return 1.0, _dims(channels, first) + _dims(channels, second, [-1 + len(channels.tape.shapes[second.index])])
+
+
+def _linear(op: Op, channels: Channels) -> Factors:
+    return 1.0, _dims(channels, op.args[0]) + _dims(channels, op.args[1], [0])
+
+
+def _batch_norm(op: Op, channels: Channels) -> Factors:
+    affine = isinstance(op.args[1], Ref)
+    training = bool(op.args[5])  # instance norm arrives as batch norm in training mode
+    return float((5 if affine else 4) if training else (2 if affine else 1)), _dims(channels, op.args[0])
+
+
+def _norm(position: int) -> Callable[[Op, Channels], Factors]:
+    return lambda op, channels: (5.0 if isinstance(op.args[position], Ref) else 4.0, _dims(channels, op.args[0]))
+
+
+def _adaptive_pool(op: Op, channels: Channels) -> Factors:
+    return 1.0, _dims(channels, op.args[0])
+
+
+def _mean(op: Op, channels: Channels) -> Factors:
+    """``adaptive_avg_pool2d(1)`` arrives as a mean over the last two dims that keeps them."""
+    dims = op.args[1] if len(op.args) > 1 else None
+    keepdim = bool(op.args[2]) if len(op.args) > 2 else False
+    if dims is not None and sorted(dims) == [-2, -1] and keepdim:
+        return _adaptive_pool(op, channels)
+    return 0.0, []
+
+
+def _per_output(scale: float) -> Callable[[Op, Channels], Factors]:
+    return lambda op, channels: (scale, _dims(channels, op.outputs[0]))
+
+
+FLOPS: dict[str, Callable[[Op, Channels], Factors]] = {
+    "aten.convolution": _convolution,
+    "aten.addmm": _matmul,
+    "aten.mm": _matmul,
+    "aten.bmm": _matmul,
+    "aten.baddbmm": _matmul,
+    "aten.linear": _linear,
+    "aten.native_batch_norm": _batch_norm,
+    "aten.native_layer_norm": _norm(2),
+    "aten.native_group_norm": _norm(1),
+    "aten._adaptive_avg_pool2d": _adaptive_pool,
+    "aten.mean": _mean,
+    "aten.upsample_nearest2d": _per_output(1),
+    "aten.upsample_bilinear2d": _per_output(4),
+    "aten.grid_sampler_2d": _per_output(4),
+}
+
+
+@dataclass(frozen=True)
+class Polynomial:
+    """A sum of products of widths. A width counts the kept channels along one dim of one tensor.
+
+    Attributes:
+        widths: (widths, channels) how often each channel occurs in a width; width 0 is the constant 1.
+        coefficients: (terms,).
+        factors: (terms, most factors) indices into the widths.
+        modules: (terms,) the module that each term belongs to.
+    """
+
+    widths: csr_matrix
+    coefficients: NDArray[np.float64]
+    factors: Ints
+    modules: tuple[str, ...]
+
+    def terms(self, kept: Bools) -> NDArray[np.float64]:
+        """Each term for the kept channels, (terms,)."""
+        sizes = np.asarray(self.widths @ kept.astype(np.float64))
+        sizes[0] = 1.0
+        product: NDArray[np.float64] = self.coefficients * sizes[self.factors].prod(axis=1)
+        return product
+
+    def __call__(self, kept: Bools) -> int:
+        """The whole sum."""
+        return round(float(self.terms(kept).sum()))
+
+    def by_module(self, kept: Bools) -> dict[str, int]:
+        """The sum for each module."""
+        totals: dict[str, float] = {}
+        for module, value in zip(self.modules, self.terms(kept), strict=True):
+            totals[module] = totals.get(module, 0.0) + float(value)
+        return {module: round(total) for module, total in totals.items()}
+
+
+class _Builder:
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        self.rows: list[Ints] = [np.zeros(0, dtype=np.int64)]
+        self.known: dict[bytes, int] = {}
+        self.terms: list[tuple[float, list[int], str]] = []
+
+    def width(self, members: Ints) -> int:
+        key = members.tobytes()
+        if key not in self.known:
+            self.known[key] = len(self.rows)
+            self.rows.append(members)
+        return self.known[key]
+
+    def add(self, coefficient: float, members: list[Ints], module: str) -> None:
+        if coefficient:
+            self.terms.append((coefficient, [self.width(m) for m in members], module))
+
+    def add_op(self, op: Op) -> None:
+        coefficient, dims = FLOPS[op.name](op, self.channels)
+        members = []
+        for index, dim in dims:
+            label = next((x for x in self.channels.labels.get(index, ()) if x.axis == dim), None)
+            if label is None:
+                coefficient *= self.channels.tape.shapes[index][dim]
+            else:
+                members.append(self.channels.of(label.rows()[0]))
+        self.add(coefficient, members, op.module)
+
+    def build(self) -> Polynomial:
+        columns = np.concatenate(self.rows)
+        rows = np.repeat(np.arange(len(self.rows)), [len(r) for r in self.rows])
+        shape = (len(self.rows), self.channels.count)
+        widths = csr_matrix((np.ones(len(columns)), (rows, columns)), shape=shape)
+        most = max((len(f) for _, f, _ in self.terms), default=1)
+        factors = np.zeros((len(self.terms), most), dtype=np.int64)
+        for number, (_, indices, _) in enumerate(self.terms):
+            factors[number, : len(indices)] = indices
+        coefficients = np.asarray([c for c, _, _ in self.terms], dtype=np.float64)
+        return Polynomial(widths, coefficients, factors, tuple(m for _, _, m in self.terms))
+
+
+def flops(channels: Channels) -> Polynomial:
+    """FLOPs of one forward pass on the traced input."""
+    builder = _Builder(channels)
+    for op in channels.tape.ops:
+        if op.name in FLOPS:
+            builder.add_op(op)
+    return builder.build()
+
+
+def params(channels: Channels, names: Iterable[str]) -> Polynomial:
+    """Number of elements of the named parameters."""
+    builder = _Builder(channels)
+    by_name: dict[str, dict[int, Ints]] = {}
+    for slot in channels.slots:
+        by_name.setdefault(slot.name, {})[slot.dim] = slot.channels
+    for name in names:
+        builder.add(1.0, list(by_name.get(name, {}).values()), name.rpartition(".")[0])
+    return builder.build()

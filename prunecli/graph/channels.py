@@ -1,0 +1,236 @@
+"""Channel groups: what the tape's ties, seen as one graph, say must be removed together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import nn
+
+from prunecli.graph.labels import Book, Freeze, Label, Labels, Pad, Read
+from prunecli.graph.rules import NOT_A_CHANNEL, Call, apply
+from prunecli.graph.tape import Example, Tape, named_tensors, record
+
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One dim of one parameter or buffer, and the channel of each of its positions."""
+
+    name: str
+    dim: int
+    channels: Ints
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that occur in exactly the same slots: the width of one place in the network."""
+
+    name: str
+    channels: Ints
+    slots: tuple[int, ...]
+    frozen: str
+
+
+@dataclass(frozen=True)
+class Channels:
+    """The channels of a model: every id of every label belongs to one.
+
+    Attributes:
+        tape: the forward pass in eval mode that cost and constants are read from.
+        labels: labels of each value on the tape.
+        channel_of: (ids,) the channel of each id. Channel 0 is what stays for ever.
+        frozen: (channels,) may not be removed.
+        reasons: why, for the channels where a reason is known.
+        slots: every labelled parameter dim.
+        blocks: arrays (rows, n) of channels; each row must keep equally many.
+    """
+
+    tape: Tape
+    labels: dict[int, Labels]
+    channel_of: Ints
+    frozen: Bools
+    reasons: dict[int, str]
+    slots: tuple[Slot, ...]
+    groups: tuple[Group, ...]
+    blocks: tuple[Ints, ...]
+    reads: tuple[Read, ...]
+    pads: tuple[Pad, ...]
+    unknown: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of channels, channel 0 included."""
+        return len(self.frozen)
+
+    def of(self, ids: torch.Tensor) -> Ints:
+        """Channels of some ids, in their shape."""
+        return self.channel_of[ids.numpy()]
+
+    def member_names(self, group: Group) -> list[str]:
+        """The slots of a group as ``parameter[dim]``."""
+        return [f"{self.slots[s].name}[{self.slots[s].dim}]" for s in group.slots]
+
+    def freeze(self, groups: dict[str, str]) -> Channels:
+        """The same channels with more groups frozen: {group name: reason}."""
+        frozen, reasons, regrouped = self.frozen.copy(), dict(self.reasons), []
+        for group in self.groups:
+            if group.name in groups and not group.frozen:
+                frozen[group.channels] = True
+                reasons.update(dict.fromkeys(group.channels.tolist(), groups[group.name]))
+                group = Group(group.name, group.channels, group.slots, groups[group.name])
+            regrouped.append(group)
+        return Channels(
+            self.tape, self.labels, self.channel_of, frozen, reasons, self.slots, tuple(regrouped),
+            self.blocks, self.reads, self.pads, self.unknown,
+        )  # fmt: skip
+
+
+def label_parameters(module: nn.Module, book: Book) -> dict[tuple[str, int], torch.Tensor]:
+    """A fresh id for each index of each dim longer than 1 of each parameter and buffer."""
+    return {
+        (name, dim): book.fresh(size)
+        for name, tensor in named_tensors(module)
+        for dim, size in enumerate(tensor.shape)
+        if size > 1
+    }
+
+
+def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> dict[int, Labels]:
+    """Apply the rule of every op in order; freeze what reaches the model's outputs."""
+    known: dict[int, Labels] = {}
+    for (name, dim), ids in slots.items():
+        index = tape.params[name]
+        shape = [1] * len(tape.shapes[index])
+        shape[dim] = ids.numel()
+        known[index] = (*known.get(index, ()), Label(ids.reshape(shape), dim))
+    for op in tape.ops:
+        outputs = apply(Call(op, tape, known), book)
+        for index, labels in zip(op.outputs, outputs, strict=True):
+            known[index] = tuple(label for label in labels if label.ids.shape[label.axis] > 1)
+    for index in tape.outputs:
+        book.freeze(known.get(index, ()), "model output")
+    return known
+
+
+def trace(module: nn.Module, example: Example) -> Channels:
+    """Find the channels of a model. The model is not changed and not run on its own device.
+
+    Where the forward pass in eval mode leaves parameters unused (auxiliary heads), a pass in training mode
+    adds its ties, so that the cut model can still be trained.
+    """
+    tape = record(module, example)
+    book = Book()
+    slots = label_parameters(module, book)
+    labels = walk(tape, slots, book)
+    reads, pads = tuple(book.reads), tuple(book.pads)
+    used = tape.used_params()
+    if any(name not in used for name, _ in slots):
+        used |= _train_pass(module, example, slots, book)
+    _freeze_unmanaged_pads(module, book)
+    for (name, _), ids in slots.items():
+        if name not in used:
+            book.freeze((Label(ids, 0),), "not used in the forward pass")
+    return connect(tape, slots, labels, book, reads, pads)
+
+
+def _freeze_unmanaged_pads(module: nn.Module, book: Book) -> None:
+    """Channels added by padding can go only where the module names the attributes that count them."""
+    for pad in book.pads:
+        if not hasattr(module.get_submodule(pad.module), "channel_pads"):
+            for ids in (pad.before, pad.after):
+                book.freezes.append(Freeze(ids, f"a fixed number of channels is padded in {pad.module or 'the model'}"))
+
+
+def _train_pass(
+    module: nn.Module, example: Example, slots: dict[tuple[str, int], torch.Tensor], book: Book
+) -> set[str]:
+    """Ties of the forward pass in training mode; a model that cannot train on this input adds none."""
+    pair = example.map(lambda t: torch.cat([t, t]) if t.ndim else t)  # batch norm wants two values
+    try:
+        tape = record(module, pair, train=True)
+    except Exception:
+        return set()
+    walk(tape, slots, book)
+    return tape.used_params()
+
+
+def connect(
+    tape: Tape,
+    slots: dict[tuple[str, int], torch.Tensor],
+    labels: dict[int, Labels],
+    book: Book,
+    reads: tuple[Read, ...],
+    pads: tuple[Pad, ...],
+) -> Channels:
+    """Connected components of all ties."""
+    channel_of = components(book.next_id, book.ties)
+    frozen = np.zeros(int(channel_of.max()) + 1, dtype=np.bool_)
+    reasons: dict[int, str] = {}
+    for freeze in book.freezes:
+        hit = np.unique(channel_of[freeze.ids.numpy()])
+        frozen[hit] = True
+        for channel in hit.tolist():
+            reasons.setdefault(channel, freeze.reason)
+    frozen[0] = True
+    placed = tuple(Slot(name, dim, channel_of[ids.numpy()]) for (name, dim), ids in slots.items())
+    return Channels(
+        tape, labels, channel_of, frozen, reasons, placed, _group(placed, frozen, reasons),
+        tuple(channel_of[rows.numpy()] for rows in book.blocks), reads, pads, dict(book.unknown),
+    )  # fmt: skip
+
+
+def components(count: int, ties: list[tuple[torch.Tensor, torch.Tensor]]) -> Ints:
+    """The component of each id in [0, count); that of id 0 is 0."""
+    if ties:
+        first = torch.cat([a for a, _ in ties]).numpy()
+        second = torch.cat([b for _, b in ties]).numpy()
+    else:
+        first = second = np.zeros(0, dtype=np.int64)
+    graph = coo_matrix((np.ones(len(first), dtype=np.int8), (first, second)), shape=(count, count))
+    _, labels = connected_components(graph, directed=False)
+    return np.asarray(labels, dtype=np.int64)
+
+
+def _group(slots: tuple[Slot, ...], frozen: Bools, reasons: dict[int, str]) -> tuple[Group, ...]:
+    """Collect channels that occur in the same slots, in order of first appearance."""
+    occurrences: dict[int, list[int]] = {}
+    for number, slot in enumerate(slots):
+        for channel in np.unique(slot.channels).tolist():
+            if reasons.get(channel) == NOT_A_CHANNEL:
+                continue
+            occurrences.setdefault(channel, []).append(number)
+    together: dict[tuple[tuple[int, ...], bool], list[int]] = {}
+    for channel in sorted(occurrences):
+        together.setdefault((tuple(occurrences[channel]), bool(frozen[channel])), []).append(channel)
+    names: dict[str, int] = {}
+    return tuple(_named(key, channels, slots, reasons, names) for key, channels in _in_order(together))
+
+
+def _in_order(
+    together: dict[tuple[tuple[int, ...], bool], list[int]],
+) -> Iterator[tuple[tuple[tuple[int, ...], bool], list[int]]]:
+    return iter(sorted(together.items(), key=lambda item: (item[0][0], item[1][0])))
+
+
+def _named(
+    key: tuple[tuple[int, ...], bool],
+    channels: list[int],
+    slots: tuple[Slot, ...],
+    reasons: dict[int, str],
+    names: dict[str, int],
+) -> Group:
+    members, frozen = key
+    first = min(members, key=lambda s: (slots[s].dim, s))
+    base = slots[first].name.rpartition(".")[0] or slots[first].name
+    names[base] = names.get(base, 0) + 1
+    name = base if names[base] == 1 else f"{base}#{names[base]}"
+    reason = next((reasons[c] for c in channels if c in reasons), "coupled to a frozen channel") if frozen else ""
+    return Group(name, np.asarray(channels, dtype=np.int64), members, reason)

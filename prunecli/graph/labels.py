@@ -1,0 +1,171 @@
+"""Labels: which channel each position of a tensor belongs to, and the book that collects what is learned.
+
+A channel starts as one index of one dimension of one parameter. Ops tie channels together; everything
+that cannot be followed is frozen, with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Label:
+    """Channel ids over a tensor.
+
+    Attributes:
+        ids: int64, as many dims as the tensor, extent 1 where the id does not depend on that dim.
+            Id 0 is a position that stays for ever.
+        axis: the dim that gets shorter when a channel goes. Where `ids` varies along further
+            dims, each of their rows must lose the same number of channels.
+    """
+
+    ids: Tensor
+    axis: int
+
+    @property
+    def index_dims(self) -> list[int]:
+        """Dims other than the axis along which the ids vary."""
+        return [d for d, n in enumerate(self.ids.shape) if n > 1 and d != self.axis]
+
+    def lifted(self, ndim: int) -> Label:
+        """The same label on a tensor with leading dims of extent 1 (broadcasting)."""
+        extra = ndim - self.ids.ndim
+        return Label(self.ids.reshape((1,) * extra + tuple(self.ids.shape)), self.axis + extra) if extra else self
+
+    def rows(self) -> Tensor:
+        """Ids as (rows, channels): one row for each setting of the index dims."""
+        return self.ids.movedim(self.axis, -1).reshape(-1, self.ids.shape[self.axis])
+
+
+Labels = tuple[Label, ...]
+
+
+@dataclass(frozen=True)
+class Freeze:
+    """Ids that may never be removed, and why."""
+
+    ids: Tensor
+    reason: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """A contraction: `a` (values) and `b` (weights) are multiplied and summed over a channel dim.
+
+    This is where a channel ends; a channel whose products are all zero there can go.
+    `groups` > 1 for a grouped convolution, where one weight column serves a channel of every group.
+    """
+
+    op: int
+    a: int
+    a_label: Label
+    b: int
+    b_label: Label
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Pad:
+    """Channels that a zero padding adds before and after others: a count held by a module's attributes."""
+
+    module: str
+    before: Tensor
+    after: Tensor
+
+
+@dataclass
+class Book:
+    """What the rules find out while they walk the tape."""
+
+    next_id: int = 1
+    ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    freezes: list[Freeze] = field(default_factory=list)
+    blocks: list[Tensor] = field(default_factory=list)  # (rows, channels): equally many kept in each row
+    reads: list[Read] = field(default_factory=list)
+    pads: list[Pad] = field(default_factory=list)
+    unknown: dict[str, int] = field(default_factory=dict)  # ops without a rule, and how often
+
+    def fresh(self, count: int) -> Tensor:
+        """New ids, (count,)."""
+        start, self.next_id = self.next_id, self.next_id + count
+        return torch.arange(start, self.next_id)
+
+    def tie(self, first: Tensor, second: Tensor) -> None:
+        """Position by position, these are the same channel (broadcasting)."""
+        if first.numel() == second.numel() and first.shape == second.shape:
+            self.ties.append((first.reshape(-1), second.reshape(-1)))
+        else:
+            a, b = torch.broadcast_tensors(first, second)
+            self.ties.append((a.reshape(-1), b.reshape(-1)))
+
+    def freeze(self, labels: Labels, reason: str) -> None:
+        """None of these channels may be removed."""
+        self.freezes.extend(Freeze(label.ids.reshape(-1), reason) for label in labels)
+
+    def equal_counts(self, rows: Tensor) -> None:
+        """Each row of ids must keep the same number of channels."""
+        if rows.shape[0] > 1 and not bool((rows == rows[:1]).all()):
+            self.blocks.append(rows)
+
+    def align(self, label: Label) -> Label:
+        """Tie the rows position by position, so that the id depends on the axis alone."""
+        if not label.index_dims:
+            return label
+        rows = label.rows()
+        self.tie(rows[:1], rows)
+        shape = [1] * label.ids.ndim
+        shape[label.axis] = rows.shape[1]
+        return Label(rows[0].reshape(shape), label.axis)
+
+    def merge(self, labels: list[Label], reason: str) -> Labels:
+        """One label for each axis: labels of one axis are tied."""
+        by_axis: dict[int, Label] = {}
+        for label in labels:
+            known = by_axis.setdefault(label.axis, label)
+            if known is label:
+                continue
+            if known.ids.shape[label.axis] == label.ids.shape[label.axis]:
+                self.tie(known.ids, label.ids)
+            else:
+                self.freeze((known, label), reason)
+        return tuple(by_axis[axis] for axis in sorted(by_axis))
+
+
+def compact(ids: Tensor, axis: int) -> Label:
+    """Drop the extent of every dim along which `ids` is constant, the axis excepted."""
+    for dim in range(ids.ndim):
+        if dim == axis or ids.shape[dim] == 1:
+            continue
+        first = ids.narrow(dim, 0, 1)
+        if bool((ids == first).all()):
+            ids = first
+    return Label(ids, axis)
+
+
+def transport(label: Label, shape: tuple[int, ...], run: Callable[[Tensor], Tensor]) -> Label | None:
+    """Send a label through a layout op by running the op itself on positions.
+
+    Returns None where the axis has gone (a ``select`` of one channel). When the op splits the axis,
+    the last of the new dims is the one that gets shorter.
+    """
+    positions = torch.arange(label.ids.numel()).reshape(label.ids.shape).expand(shape)
+    moved = run(positions)
+    for dim in range(moved.ndim):
+        if moved.stride(dim) == 0:
+            moved = moved.narrow(dim, 0, 1)
+    inner = math.prod(label.ids.shape[label.axis + 1 :])
+    along = (moved // inner) % label.ids.shape[label.axis]
+    axes = [d for d in range(along.ndim) if _varies(along, d)]
+    if not axes:
+        return None
+    return compact(label.ids.reshape(-1)[moved], axes[-1])
+
+
+def _varies(values: Tensor, dim: int) -> bool:
+    return values.shape[dim] > 1 and not bool((values == values.narrow(dim, 0, 1)).all())

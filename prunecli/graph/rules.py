@@ -1,0 +1,543 @@
+"""What each ATen op does to channels.
+
+Three tables say almost everything: `PATTERNS` in a notation, `LAYOUT` (the op is run on the ids themselves)
+and the ops that torch tags as pointwise. `RULES` holds a function for what a pattern cannot say.
+An op in no table freezes what it touches; nothing is guessed.
+
+Add an op to your own build with::
+
+    @prunecli.rule("mylib::op")
+    def my_op(call, book):
+        return [call.labels(0)]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunecli.graph.labels import Book, Label, Labels, Pad, Read, compact, transport
+from prunecli.graph.tape import Op, Ref, Tape, flatten
+
+NOT_A_CHANNEL = "not a channel dim"  # kernel and position dims
+
+Rule = Callable[["Call", Book], list[Labels]]
+RULES: dict[str, Rule] = {}
+
+# Letters are dims, `*` any further dims. A letter in two operands ties them; one that is missing
+# in the result is summed over (a read); dims under `*` are never pruned.
+PATTERNS: dict[str, tuple[tuple[int, ...], str]] = {
+    "aten.addmm": ((0, 1, 2), "m, n k, k m -> n m"),
+    "aten.mm": ((0, 1), "n k, k m -> n m"),
+    "aten.bmm": ((0, 1), "b n k, b k m -> b n m"),
+    "aten.baddbmm": ((0, 1, 2), "b n m, b n k, b k m -> b n m"),
+    "aten.mv": ((0, 1), "n k, k -> n"),
+    "aten.linear": ((0, 1, 2), "* k, m k, m -> * m"),
+    "aten.native_batch_norm": ((0, 1, 2, 3, 4), "n c *, c, c, c, c -> n c *"),
+    "aten._native_batch_norm_legit": ((0, 1, 2, 3, 4), "n c *, c, c, c, c -> n c *"),
+    "aten._native_batch_norm_legit_no_training": ((0, 1, 2, 3, 4), "n c *, c, c, c, c -> n c *"),
+    "aten._prelu_kernel": ((0, 1), "n c *, 1 c * -> n c *"),
+    "aten.embedding": ((0,), "v e -> * e"),
+}
+PATTERNS |= {
+    "aten." + name: ((0,), "n c * -> n c *")
+    for name in (
+        "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d",
+        "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d",
+        "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d",
+        "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d", "upsample_linear1d",
+        "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa",
+        "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+        "replication_pad2d", "replication_pad3d",
+    )
+}  # fmt: skip
+
+# The op itself is run on the ids.
+LAYOUT = {
+    "aten." + name
+    for name in (
+        "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select",
+        "slice", "split", "split_with_sizes", "unbind", "flip", "roll", "repeat", "pixel_shuffle", "pixel_unshuffle",
+        "unfold", "channel_shuffle", "diagonal",
+    )
+}  # fmt: skip
+RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten.pixel_shuffle", "aten.pixel_unshuffle"}
+
+# Elementwise in what they do to channels, though torch does not tag them so.
+ELEMENTWISE = {
+    "aten." + name
+    for name in (
+        "alias", "detach", "clone", "contiguous", "lift_fresh", "fill_", "zero_", "copy_", "_to_copy", "zeros_like",
+        "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "bernoulli_", "native_dropout",
+        "rrelu_with_noise",
+    )
+}  # fmt: skip
+
+# Each output depends on all channels along the given dims: channels pass, but removing one changes the rest.
+MIXING = {"aten._softmax", "aten._safe_softmax", "aten._log_softmax", "aten.native_layer_norm",
+          "aten.native_group_norm", "aten.cumsum"}  # fmt: skip
+
+REDUCTIONS = {
+    "aten." + name
+    for name in ("mean", "sum", "amax", "amin", "var", "std", "max", "min", "logsumexp", "linalg_vector_norm", "norm",
+                 "argmax", "argmin", "prod", "any", "all", "var_mean", "std_mean")
+}  # fmt: skip
+
+
+def rule(name: str) -> Callable[[Rule], Rule]:
+    """Register what an op does to channels: ``rule("namespace::op")``.
+
+    The function gets a `Call` and the `Book`, and returns one tuple of labels for each output tensor.
+
+    Raises:
+        ValueError: the op has a rule already.
+    """
+    key = name.replace("::", ".")
+
+    def register(function: Rule) -> Rule:
+        if key in RULES:
+            raise ValueError(f"{name} has a rule already: {RULES[key].__module__}.{RULES[key].__qualname__}")
+        RULES[key] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op together with the labels of its arguments."""
+
+    op: Op
+    tape: Tape
+    known: dict[int, Labels]
+
+    def ref(self, position: int) -> Ref | None:
+        """The tensor argument at `position`, or None."""
+        value = self.op.args[position] if position < len(self.op.args) else None
+        return value if isinstance(value, Ref) else None
+
+    def labels(self, position: int) -> Labels:
+        """Labels of the argument at `position`; empty where it is no tensor."""
+        ref = self.ref(position)
+        return self.known.get(ref.index, ()) if ref else ()
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        """Shape of a tensor argument."""
+        return self.tape.shapes[ref.index]
+
+    def run(self, positions: dict[int, Tensor]) -> list[Tensor]:
+        """The op itself on other tensors; arguments by value index."""
+        args = [positions.get(a.index, a) if isinstance(a, Ref) else a for a in self.op.args]
+        if self.op.name in ("aten.view", "aten._unsafe_view"):
+            return [args[0].reshape(args[1])]
+        return [t for t in flatten(self.op.func(*args, **self.op.kwargs)) if isinstance(t, Tensor)]
+
+    @property
+    def out_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the output tensors."""
+        return [self.tape.shapes[i] for i in self.op.outputs]
+
+
+def apply(call: Call, book: Book) -> list[Labels]:
+    """Labels of the outputs of `call`; ties, reads and freezes go into `book`."""
+    name = call.op.name
+    if name in RULES:
+        return RULES[name](call, book)
+    if name in PATTERNS:
+        return pattern(call, book, *PATTERNS[name])
+    if name in LAYOUT:
+        return layout(call, book)
+    if name in MIXING:
+        return mixing(call, book)
+    if name in REDUCTIONS:
+        return reduction(call, book)
+    if name in ELEMENTWISE or torch.Tag.pointwise in call.op.func.tags:
+        return pointwise(call, book)
+    return unknown(call, book)
+
+
+def unknown(call: Call, book: Book) -> list[Labels]:
+    """No rule: every channel that comes near stays."""
+    refs = call.op.refs()
+    if any(call.known.get(ref.index) for ref in refs):
+        book.unknown[call.op.name] = book.unknown.get(call.op.name, 0) + 1
+    for ref in refs:
+        book.freeze(call.known.get(ref.index, ()), f"no rule for {call.op.where}")
+    return [() for _ in call.op.outputs]
+
+
+def pointwise(call: Call, book: Book) -> list[Labels]:
+    """Broadcasting: labels of one dim are tied; a dim that an unlabelled operand fills is frozen."""
+    if not call.op.outputs:
+        return []
+    ndim = len(call.out_shapes[0])
+    refs = call.op.refs()
+    lifted = []
+    for ref in refs:
+        for label in call.known.get(ref.index, ()):
+            lifted.append(label.lifted(ndim))
+    for label in lifted:
+        for ref in refs:
+            if not _fits(call, ref, label, ndim):
+                book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
+    merged = book.merge(lifted, f"two widths meet at {call.op.where}")
+    return [merged if len(shape) == ndim else () for shape in call.out_shapes]
+
+
+def _fits(call: Call, ref: Ref, label: Label, ndim: int) -> bool:
+    shape = call.shape(ref)
+    axis = label.axis - (ndim - len(shape))
+    if axis < 0 or shape[axis] == 1:
+        return True
+    return any(own.axis == axis for own in call.known.get(ref.index, ()))
+
+
+def layout(call: Call, book: Book) -> list[Labels]:
+    """Views and copies that only move positions: the op is run on the positions."""
+    source = call.ref(0)
+    if source is None:
+        return unknown(call, book)
+    results: list[list[Label]] = [[] for _ in call.op.outputs]
+    for label in call.labels(0):
+        if call.op.name in RESHAPES and any(d > label.axis for d in label.index_dims):
+            label = book.align(label)  # the axis is not innermost: only equal rows keep their order
+        _transport(call, book, label, results)
+    return [_one_per_axis(call, book, labels) for labels in results]
+
+
+def _transport(call: Call, book: Book, label: Label, results: list[list[Label]]) -> None:
+    source = call.ref(0)
+    assert source is not None
+    moved = [
+        transport(label, call.shape(source), lambda p, i=i: call.run({source.index: p})[i])  # type: ignore[misc]
+        for i in range(len(results))
+    ]
+    kept = [m for m in moved if m is not None]
+    if len(kept) < len(moved):
+        return book.freeze((label,), f"one position is picked at {call.op.where}")
+    size = label.ids.shape[label.axis]
+    if any(m.ids.shape[m.axis] < size and not m.index_dims for m in kept):
+        _cut_up(call, book, label, kept)
+    for result, part in zip(results, kept, strict=True):
+        if part.index_dims:
+            book.equal_counts(part.rows())
+        if call.op.name == "aten.roll" and part.axis in _dims(call.op.args[2], part.ids.ndim):
+            book.freeze((part,), f"channels are rolled at {call.op.where}")
+        result.append(part)
+    return None
+
+
+def _cut_up(call: Call, book: Book, label: Label, parts: list[Label]) -> None:
+    """The axis is cut into parts: equal parts must keep equal counts (chunk), others stay as they are."""
+    size, part = label.ids.shape[label.axis], parts[0].ids.shape[parts[0].axis]
+    start = call.op.args[2] if call.op.name == "aten.slice" and len(call.op.args) > 2 else 0
+    equal = all(p.ids.shape[p.axis] == part for p in parts) and size % part == 0 and (start or 0) % part == 0
+    if not equal or label.index_dims:
+        return book.freeze((label,), f"cut at a fixed position at {call.op.where}")
+    return book.equal_counts(label.ids.reshape(-1, part))
+
+
+def _one_per_axis(call: Call, book: Book, labels: list[Label]) -> Labels:
+    if len({label.axis for label in labels}) < len(labels):
+        book.freeze(tuple(labels), f"two channel dims become one at {call.op.where}")
+        return ()
+    return tuple(labels)
+
+
+def _dims(dims: Any, ndim: int) -> set[int]:
+    listed = dims if isinstance(dims, list | tuple) else [dims]
+    return {int(d) % max(ndim, 1) for d in listed}
+
+
+def mixing(call: Call, book: Book) -> list[Labels]:
+    """Normalisation or softmax over channels: they pass, tied to the affine parameters, and stay whole."""
+    shape = call.out_shapes[0]
+    first = call.op.args[1] if len(call.op.args) > 1 else None
+    if call.op.name == "aten.native_layer_norm":
+        mixed = set(range(len(shape) - len(call.op.args[1]), len(shape)))
+    elif call.op.name == "aten.native_group_norm":
+        mixed = {1}
+    else:
+        mixed = _dims(first, len(shape))
+    labels = call.labels(0)
+    for label in labels:
+        if label.axis in mixed:
+            book.freeze((label,), f"every channel influences the others at {call.op.where}")
+    for position in range(1, len(call.op.args)):
+        book.freeze(call.labels(position), f"belongs to the normalisation {call.op.where}")
+    return [labels, *(() for _ in call.op.outputs[1:])]
+
+
+def reduction(call: Call, book: Book) -> list[Labels]:
+    """A statistic over dims: channels along them stay, the others pass."""
+    source = call.ref(0)
+    if source is None:
+        return unknown(call, book)
+    shape = call.shape(source)
+    arguments = {a.name: a for a in call.op.func._schema.arguments}
+    values = dict(zip(arguments, call.op.args, strict=False)) | dict(call.op.kwargs)
+    dims = values.get("dim")
+    reduced = _dims(dims, len(shape)) if dims not in (None, []) else set(range(len(shape)))
+    keepdim = bool(values.get("keepdim", False))
+    passed = []
+    for label in call.labels(0):
+        if label.axis in reduced or any(d in reduced for d in label.index_dims):
+            book.freeze((label,), f"summed up at {call.op.where}")
+        elif keepdim:
+            passed.append(label)
+        else:
+            gone = [d for d in sorted(reduced, reverse=True) if d < label.axis]
+            ids = label.ids
+            for dim in sorted(reduced, reverse=True):
+                ids = ids.squeeze(dim)
+            passed.append(Label(ids, label.axis - len(gone)))
+    return [tuple(passed) for _ in call.op.outputs]
+
+
+def pattern(call: Call, book: Book, operands: tuple[int, ...], text: str) -> list[Labels]:
+    """Interpret one line of `PATTERNS`."""
+    left, right = text.split("->")
+    result = right.split()
+    ends: dict[str, list[tuple[int, Label]]] = {}
+    refs: list[tuple[Ref, list[str]]] = []
+    for position, side in zip(operands, left.split(","), strict=True):
+        ref = call.ref(position)
+        if ref is not None:
+            refs.append((ref, _spread(side.split(), len(call.shape(ref)))))
+    for number, (ref, letters) in enumerate(refs):
+        for label in call.known.get(ref.index, ()):
+            ends.setdefault(letters[label.axis], []).append((number, label))
+    outputs: list[Label] = []
+    out_letters = _spread(result, len(call.out_shapes[0]))
+    for letter, found in ends.items():
+        outputs += _letter(call, book, letter, found, refs, out_letters)
+    return [tuple(outputs), *(() for _ in call.op.outputs[1:])]
+
+
+def _spread(letters: list[str], ndim: int) -> list[str]:
+    """Replace `*` by as many unnamed dims as the tensor has."""
+    if "*" not in letters:
+        return ["1"] * (ndim - len(letters)) + letters
+    star = letters.index("*")
+    return letters[:star] + ["*"] * (ndim - len(letters) + 1) + letters[star + 1 :]
+
+
+def _letter(
+    call: Call,
+    book: Book,
+    letter: str,
+    found: list[tuple[int, Label]],
+    refs: list[tuple[Ref, list[str]]],
+    out: list[str],
+) -> list[Label]:
+    """Tie all labels of one letter, and hand them on or end them in a read."""
+    labels = tuple(label for _, label in found)
+    holders = [n for n, (ref, letters) in enumerate(refs) if _extent(call, ref, letters, letter) > 1]
+    if letter in ("*", "1"):
+        book.freeze(labels, NOT_A_CHANNEL)
+        return []
+    if {n for n, _ in found} != set(holders):
+        book.freeze(labels, f"meets a dim of fixed size at {call.op.where}")
+        return []
+    aligned = {n: _shape_to_batch(book, label, refs[n][1]) for n, label in found}
+    numbers = sorted(aligned)
+    for number in numbers[1:]:
+        book.tie(
+            _by_letters(aligned[numbers[0]], refs[numbers[0]][1], letter),
+            _by_letters(aligned[number], refs[number][1], letter),
+        )
+    if letter in out:
+        return [_to_output(aligned[numbers[0]], refs[numbers[0]][1], out, letter)]
+    if len(numbers) == 2:
+        (a, b) = numbers
+        book.reads.append(Read(call.op.index, refs[a][0].index, aligned[a], refs[b][0].index, aligned[b]))
+    else:
+        book.freeze(labels, f"summed up at {call.op.where}")
+    return []
+
+
+def _extent(call: Call, ref: Ref, letters: list[str], letter: str) -> int:
+    return call.shape(ref)[letters.index(letter)] if letter in letters else 1
+
+
+def _shape_to_batch(book: Book, label: Label, letters: list[str]) -> Label:
+    """Rows may differ along a batch letter `b` only; along anything else they are tied."""
+    if all(letters[d] == "b" for d in label.index_dims):
+        return label
+    return book.align(label)
+
+
+def _by_letters(label: Label, letters: list[str], letter: str) -> Tensor:
+    """Ids as (batch or 1, channels)."""
+    batch = label.ids.shape[letters.index("b")] if "b" in letters and letter != "b" else 1
+    return label.ids.movedim(label.axis, -1).reshape(batch, -1)
+
+
+def _to_output(label: Label, letters: list[str], out: list[str], letter: str) -> Label:
+    rows = _by_letters(label, letters, letter)
+    shape = [1] * len(out)
+    shape[out.index(letter)] = rows.shape[1]
+    if rows.shape[0] > 1:
+        shape[out.index("b")] = rows.shape[0]
+        if out.index("b") > out.index(letter):
+            rows = rows.T
+    return Label(rows.reshape(shape), out.index(letter))
+
+
+@rule("aten::convolution")
+def convolution(call: Call, book: Book) -> list[Labels]:
+    """``n i *, o i *, o -> n o *``; transposed: the weight is ``i o *``; depthwise channels pass through."""
+    transposed, groups = bool(call.op.args[6]), int(call.op.args[8])
+    source, weight = call.ref(0), call.ref(1)
+    if source is None or weight is None:
+        return unknown(call, book)
+    per_group = call.shape(weight)[1]
+    if groups == 1:
+        text = "n i *, i o *, o -> n o *" if transposed else "n i *, o i *, o -> n o *"
+        return pattern(call, book, (0, 1, 2), text)
+    if per_group == 1 or call.shape(weight)[0] == groups:
+        return _depthwise(call, book, transposed)
+    if transposed:
+        return unknown(call, book)
+    return _grouped(call, book, groups)
+
+
+def _channel_label(call: Call, book: Book, position: int, axis: int) -> Label | None:
+    """The label along `axis` of an argument, depending on the axis alone; all others are frozen."""
+    chosen = None
+    for label in call.labels(position):
+        if label.axis == axis:
+            chosen = book.align(label)
+        else:
+            book.freeze((label,), NOT_A_CHANNEL)
+    return chosen
+
+
+def _depthwise(call: Call, book: Book, transposed: bool) -> list[Labels]:
+    """A filter bank for each input channel: removing the channel removes its filters."""
+    groups = int(call.op.args[8])
+    data, rows = _channel_label(call, book, 0, 1), _channel_label(call, book, 1, 0)
+    bias = _channel_label(call, book, 2, 0)
+    source = call.ref(0)
+    assert source is not None
+    out_channels = call.out_shapes[0][1]
+    labels = tuple(label for label in (data, rows, bias) if label is not None)
+    if call.shape(source)[1] != groups or data is None or rows is None or (transposed and out_channels != groups):
+        book.freeze(labels, f"uneven groups at {call.op.where}")
+        return [()]
+    repeated = data.ids.reshape(-1).repeat_interleave(rows.ids.numel() // groups)
+    book.tie(repeated, rows.ids.reshape(-1))
+    if bias is not None:
+        book.tie(repeated, bias.ids.reshape(-1))
+    shape = [1] * len(call.out_shapes[0])
+    shape[1] = out_channels
+    return [(Label(rows.ids.reshape(shape), 1),)]
+
+
+def _grouped(call: Call, book: Book, groups: int) -> list[Labels]:
+    """Every group keeps equally many channels; a weight column serves the same place in every group."""
+    data, bias = _channel_label(call, book, 0, 1), _channel_label(call, book, 2, 0)
+    by_axis = {label.axis: label for label in call.labels(1)}
+    for axis, label in by_axis.items():
+        if axis > 1:
+            book.freeze((label,), NOT_A_CHANNEL)
+    rows, columns = by_axis[0], by_axis.get(1)
+    if data is None or columns is None:
+        book.freeze(tuple(label for label in (data, columns) if label), f"fixed input channels at {call.op.where}")
+    else:
+        book.tie(data.ids.reshape(groups, -1), columns.ids.reshape(1, -1))
+        source, weight = call.ref(0), call.ref(1)
+        assert source is not None
+        assert weight is not None
+        book.reads.append(Read(call.op.index, source.index, data, weight.index, columns, groups))
+    book.equal_counts(rows.ids.reshape(groups, -1))
+    if bias is not None:
+        book.tie(rows.ids.reshape(-1), bias.ids.reshape(-1))
+    shape = [1] * len(call.out_shapes[0])
+    shape[1] = rows.ids.numel()
+    return [(Label(rows.ids.reshape(shape), 1),)]
+
+
+@rule("aten::cat")
+def cat(call: Call, book: Book) -> list[Labels]:
+    """Along the axis ids are put end to end; along other dims the operands share their channels."""
+    refs = [r for r in call.op.args[0] if isinstance(r, Ref)]
+    ndim = len(call.out_shapes[0])
+    refs = [r for r in refs if len(call.shape(r)) == ndim]
+    dim = int(call.op.args[1]) % ndim if len(call.op.args) > 1 else 0
+    ends: list[Tensor] = []
+    others: list[Label] = []
+    for ref in refs:
+        own = None
+        for label in call.known.get(ref.index, ()):
+            if label.axis == dim:
+                own = book.align(label)
+            elif all(_has_axis(call, r, label.axis) for r in refs) and dim not in label.index_dims:
+                others.append(label)
+            else:
+                book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
+        size = call.shape(ref)[dim]
+        ends.append(torch.zeros(size, dtype=torch.int64) if own is None else own.ids.reshape(-1))
+    joined = list(book.merge(others, f"two widths meet at {call.op.where}"))
+    ids = torch.cat(ends)
+    if ids.numel() > 1 and bool(ids.any()):
+        shape = [1] * ndim
+        shape[dim] = ids.numel()
+        joined.append(Label(ids.reshape(shape), dim))
+    return [tuple(joined)]
+
+
+def _has_axis(call: Call, ref: Ref, axis: int) -> bool:
+    return any(label.axis == axis for label in call.known.get(ref.index, ()))
+
+
+@rule("aten::constant_pad_nd")
+def constant_pad(call: Call, book: Book) -> list[Labels]:
+    """Padding a channel dim adds channels that hold a constant; the module keeps their count."""
+    ndim = len(call.out_shapes[0])
+    pads = list(call.op.args[1])
+    passed = []
+    for label in call.labels(0):
+        position = 2 * (ndim - 1 - label.axis)
+        before, after = (pads[position], pads[position + 1]) if position < len(pads) else (0, 0)
+        if before == after == 0:
+            passed.append(label)
+            continue
+        if before < 0 or after < 0:
+            book.freeze((label,), f"cropped at {call.op.where}")
+            continue
+        inner = book.align(label)
+        pad = Pad(call.op.module, book.fresh(before), book.fresh(after))
+        book.pads.append(pad)
+        ids = torch.cat([pad.before, inner.ids.reshape(-1), pad.after])
+        shape = [1] * ndim
+        shape[label.axis] = ids.numel()
+        passed.append(Label(ids.reshape(shape), label.axis))
+    return [tuple(passed)]
+
+
+@rule("aten::index")
+def index(call: Call, book: Book) -> list[Labels]:
+    """Indexing of dims: channels of the other dims pass (any index does, they are the same there)."""
+    source = call.ref(0)
+    if source is None:
+        return unknown(call, book)
+    indices = call.op.args[1]
+    indexed = {d for d, i in enumerate(indices) if isinstance(i, Ref)}
+    shapes = [call.shape(i) if isinstance(i, Ref) else None for i in indices]
+    results: list[Label] = []
+    for label in call.labels(0):
+        if label.axis in indexed or any(d in indexed for d in label.index_dims):
+            book.freeze((label,), f"indexed at {call.op.where}")
+            continue
+        zeros = [None if s is None else torch.zeros(s, dtype=torch.int64) for s in shapes]
+        moved = transport(label, call.shape(source), lambda p, z=zeros: torch.ops.aten.index(p, z))  # type: ignore[misc]
+        if moved is None or len(call.out_shapes[0]) != moved.ids.ndim:
+            book.freeze((label,), f"indexed at {call.op.where}")
+        else:
+            results.append(compact(moved.ids, moved.axis))
+    return [tuple(results)]

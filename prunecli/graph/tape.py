@@ -1,0 +1,239 @@
+"""The tape: the ATen ops of one forward pass, in order, with the tensors they read and write."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
+
+
+@dataclass(frozen=True)
+class Example:
+    """Arguments of one forward pass."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Example:
+        """The same arguments with `function` applied to every tensor."""
+        return Example(_map_tensors(self.args, function), _map_tensors(dict(self.kwargs), function))
+
+    def to(self, *, device: str | None = None, dtype: torch.dtype | None = None) -> Example:
+        """Move every tensor; only floating-point tensors change their dtype."""
+        return self.map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A value on the tape: one tensor at one moment (an in-place write makes a new value)."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Op:
+    """One recorded call. `clobbers` are older values that an in-place write has changed behind their back."""
+
+    index: int
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: tuple[int, ...]
+    clobbers: tuple[int, ...]
+    module: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        """The op without its overload: ``aten.convolution``."""
+        return str(self.func.overloadpacket)
+
+    @property
+    def where(self) -> str:
+        """For messages: module path, op and source line."""
+        return f"{self.name} in {self.module or 'the model'}, {self.source}"
+
+    def refs(self) -> list[Ref]:
+        """Every tensor argument, in order."""
+        return [r for r in flatten((self.args, dict(self.kwargs))) if isinstance(r, Ref)]
+
+
+@dataclass
+class Tape:
+    """All ops of one forward pass, and which values are parameters, buffers, inputs and outputs."""
+
+    ops: list[Op] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    params: dict[str, int] = field(default_factory=dict)
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+
+    def used_params(self) -> set[str]:
+        """Names of the parameters and buffers that some op reads."""
+        used = {r.index for op in self.ops for r in op.refs()}
+        return {name for name, index in self.params.items() if index in used}
+
+
+def flatten(tree: Any) -> list[Any]:
+    """Leaves of nested lists, tuples, mappings and dataclasses, in order."""
+    if isinstance(tree, list | tuple):
+        return [leaf for item in tree for leaf in flatten(item)]
+    if isinstance(tree, Mapping):
+        return [leaf for item in tree.values() for leaf in flatten(item)]
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type | Ref):
+        return [leaf for f in dataclasses.fields(tree) for leaf in flatten(getattr(tree, f.name))]
+    return [tree]
+
+
+def output_tensors(output: Any) -> list[Tensor]:
+    """Tensors among the leaves of whatever a model returned."""
+    return [t for t in flatten(output) if isinstance(t, Tensor)]
+
+
+def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(_map_tensors(item, function) for item in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(_map_tensors(item, function) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _map_tensors(item, function) for key, item in tree.items()}
+    return tree
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, then buffers; a shared tensor comes once, under its first name."""
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def shadow(module: nn.Module) -> nn.Module:
+    """A copy of `module` on the meta device: no storage is copied, sharing is kept."""
+    memo: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        meta = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
+    copied: nn.Module = copy.deepcopy(module, memo)
+    return copied
+
+
+def record(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
+    """Run a meta copy of `module` once and write down every ATen op.
+
+    The model itself is not touched: no mode, hook, statistic, gradient or random state changes.
+    Where the model's Python needs data (nms, nonzero, ``.item()``), a copy runs on real tensors instead.
+    """
+    try:
+        return _record(shadow(module), example.to(device="meta"), train)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error).lower() and "data-dependent" not in str(error).lower():
+            raise
+        return _record(copy.deepcopy(module), example, train)
+
+
+def _record(module: nn.Module, example: Example, train: bool) -> Tape:
+    module.train(train)
+    recorder = _Recorder(module)
+    for name, tensor in named_tensors(module):
+        recorder.tape.params[name] = recorder.value_of(tensor)
+    recorder.tape.inputs = tuple(
+        recorder.value_of(t) for t in flatten((example.args, dict(example.kwargs))) if isinstance(t, Tensor)
+    )
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # the fused path hides heads and FLOPs
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder.follow_modules(), recorder:
+            output = module(*example.args, **example.kwargs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+    recorder.tape.outputs = tuple(recorder.value_of(t) for t in output_tensors(output))
+    return recorder.tape
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.tape = Tape()
+        self._module = module
+        self._stack: list[str] = []
+        self._current: dict[int, int] = {}  # id(tensor) -> its newest value
+        self._alive: list[Tensor] = []  # ids stay unique while the tensors live
+        self._aliases: dict[int, list[Tensor]] = {}  # storage -> tensors that look at it
+
+    @contextlib.contextmanager
+    def follow_modules(self) -> Iterator[None]:
+        handles = []
+        for name, module in self._module.named_modules():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._stack.append(name)))
+            handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _leave(self) -> None:
+        self._stack.pop()
+
+    def value_of(self, tensor: Tensor) -> int:
+        if id(tensor) not in self._current:
+            self._alive.append(tensor)
+            self._aliases.setdefault(_storage(tensor), []).append(tensor)
+            self._new_value(tensor)
+        return self._current[id(tensor)]
+
+    def _new_value(self, tensor: Tensor) -> None:
+        self._current[id(tensor)] = len(self.tape.shapes)
+        self.tape.shapes.append(tuple(tensor.shape))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        to_ref: Callable[[Tensor], Ref] = lambda t: Ref(self.value_of(t))  # noqa: E731
+        ref_args, ref_kwargs = _map_tensors(tuple(args), to_ref), _map_tensors(dict(kwargs), to_ref)
+        result = func(*args, **kwargs)
+        clobbers = self._after_write(func, args, kwargs) if func._schema.is_mutable else ()
+        outputs = tuple(self.value_of(t) for t in output_tensors(result))
+        module = self._stack[-1] if self._stack else ""
+        self.tape.ops.append(
+            Op(len(self.tape.ops), func, ref_args, ref_kwargs, outputs, clobbers, module, _source_line())
+        )
+        return result
+
+    def _after_write(self, func: Any, args: Any, kwargs: Any) -> tuple[int, ...]:
+        clobbered = []
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            written = args[position] if position < len(args) else kwargs.get(argument.name)
+            for tensor in output_tensors(written):
+                for other in self._aliases[_storage(tensor)]:
+                    if other is not tensor:
+                        clobbered.append(self._current[id(other)])
+                self._new_value(tensor)
+        return tuple(clobbered)
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _source_line() -> str:
+    frame = sys._getframe(2)
+    while frame.f_back is not None:
+        path = frame.f_code.co_filename
+        if not path.startswith(_TORCH_DIR) and path != __file__:
+            return f"{os.path.basename(path)}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"

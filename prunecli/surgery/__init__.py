@@ -1,0 +1,1 @@
+"""Cutting: decide what may go, cut a copy, prove the copy equal to the masked model."""

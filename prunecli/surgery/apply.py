@@ -1,0 +1,105 @@
+"""Cut a copy of a model: sliced tensors, fixed attributes, and the journal of both."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.checkpoint.journal import Journal
+from prunecli.graph.channels import Bools, Channels
+from prunecli.graph.tape import named_tensors
+from prunecli.surgery.fix import edits
+
+
+def cut(
+    module: nn.Module,
+    channels: Channels,
+    removed: Bools,
+    *,
+    replace: Mapping[str, Tensor] | None = None,
+    device: str | None = None,
+) -> tuple[nn.Module, Journal]:
+    """Return a smaller copy of `module` without the `removed` channels, and the journal of the cut.
+
+    Args:
+        module: stays as it is.
+        channels: from `trace(module, ...)`.
+        removed: (channels,) what goes.
+        replace: tensors to use in place of the module's own, in the shapes before the cut; a name that the
+            module does not have yet (a new bias) is added.
+        device: ``"meta"`` for a copy without storage.
+    """
+    replace = dict(replace or {})
+    kept = kept_indices(channels, removed)
+    memo: dict[int, Any] = {}
+    for name, tensor in named_tensors(module):
+        smaller = replace.pop(name, tensor).detach()
+        if device is not None:
+            smaller = smaller.to(device)
+        for dim in range(smaller.ndim):
+            if (name, dim) in kept:
+                smaller = smaller.index_select(dim, torch.tensor(kept[name, dim], device=smaller.device))
+        if smaller is tensor.detach() or smaller.data_ptr() == tensor.data_ptr():
+            smaller = smaller.clone()
+        memo[id(tensor)] = (
+            nn.Parameter(smaller, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else smaller
+        )
+    smaller_module: nn.Module = copy.deepcopy(module, memo)
+    for name, added in replace.items():
+        owner, _, attribute = name.rpartition(".")
+        rows = kept.get((f"{owner}.weight", 0))  # a new bias follows the rows of its weight
+        added = added if rows is None else added[list(rows)]
+        smaller_module.get_submodule(owner).register_parameter(attribute, nn.Parameter(added.to(device=device)))
+    attributes = edits(smaller_module)
+    for pad in channels.pads:
+        owner = smaller_module.get_submodule(pad.module)
+        if hasattr(owner, "channel_pads"):
+            counts = [int((~removed[channels.of(ids)]).sum()) for ids in (pad.before, pad.after)]
+            if counts != list(owner.channel_pads):
+                attributes.setdefault(pad.module, {})["channel_pads"] = counts
+    set_attributes(smaller_module, attributes)
+    return smaller_module, Journal(kept, attributes)
+
+
+def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write journalled attributes into a module."""
+    for path, values in attributes.items():
+        for attribute, value in values.items():
+            setattr(module.get_submodule(path), attribute, value)
+
+
+def kept_indices(channels: Channels, removed: Bools) -> dict[tuple[str, int], tuple[int, ...]]:
+    """For every tensor dim that loses a position: the indices that stay, in order."""
+    return {
+        (slot.name, slot.dim): tuple((~removed[slot.channels]).nonzero()[0].tolist())
+        for slot in channels.slots
+        if removed[slot.channels].any()
+    }
+
+
+def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
+    """A full-size copy of `module` in which the removed channels are not read: the oracle of every cut.
+
+    Zeroing the readers' weights is exact whatever batch norm, bias or activation lies between.
+    Where two activations are multiplied (attention scores), the writers are zeroed instead.
+    """
+    twin: nn.Module = copy.deepcopy(module)
+    tensors = dict(named_tensors(twin))
+    names = {index: name for name, index in channels.tape.params.items()}
+    unread: set[int] = set()
+    for read in channels.reads:
+        columns = removed[channels.of(read.b_label.ids.reshape(-1))]
+        if read.b in names:
+            tensors[names[read.b]].data.index_fill_(read.b_label.axis, torch.from_numpy(columns.nonzero()[0]), 0)
+        else:
+            hit = channels.of(read.a_label.ids.reshape(-1))
+            unread |= set(hit[removed[hit]].tolist())
+    for slot in channels.slots if unread else ():
+        rows = [i for i, channel in enumerate(slot.channels.tolist()) if channel in unread]
+        if rows:
+            tensors[slot.name].data.index_fill_(slot.dim, torch.tensor(rows), 0)
+    return twin

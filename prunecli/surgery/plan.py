@@ -1,0 +1,57 @@
+"""Which channels go: the constraints that any choice must satisfy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from prunecli.graph.channels import Bools, Channels, Ints
+
+
+def repair(channels: Channels, removed: Bools, order: Ints | None = None, min_channels: int = 1) -> Bools:
+    """Give back channels until the choice is legal; never removes more.
+
+    Legal: nothing frozen goes, every slot keeps `min_channels`, every row of every block keeps equally many.
+
+    Args:
+        channels: the channels of the model.
+        removed: (channels,) the wish.
+        order: channels, best first: the best of the removed ones is given back first.
+        min_channels: what each slot keeps at least (all of it, where it has fewer).
+    """
+    removed = removed & ~channels.frozen
+    rank = np.arange(channels.count)
+    if order is not None:
+        rank = np.full(channels.count, channels.count)
+        rank[order] = np.arange(len(order))
+    changed = True
+    while changed:
+        changed = _keep_enough(channels, removed, rank, min_channels) | _even_out(channels, removed, rank)
+    return removed
+
+
+def _keep_enough(channels: Channels, removed: Bools, rank: Ints, least: int) -> bool:
+    changed = False
+    for slot in channels.slots:
+        members = np.unique(slot.channels)
+        wanted = min(least, len(members))
+        missing = wanted - int((~removed[members]).sum())
+        if missing > 0:
+            changed |= _give_back(members, removed, rank, missing)
+    return changed
+
+
+def _even_out(channels: Channels, removed: Bools, rank: Ints) -> bool:
+    changed = False
+    for rows in channels.blocks:
+        kept = (~removed[rows]).sum(axis=1)
+        for row, count in zip(rows, kept, strict=True):
+            if count < kept.max():
+                changed |= _give_back(row, removed, rank, int(kept.max() - count))
+    return changed
+
+
+def _give_back(members: Ints, removed: Bools, rank: Ints, count: int) -> bool:
+    gone = np.unique(members[removed[members]])
+    chosen = gone[np.argsort(rank[gone], kind="stable")][:count]
+    removed[chosen] = False
+    return len(chosen) > 0

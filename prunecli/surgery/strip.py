@@ -1,0 +1,196 @@
+"""Strip: remove what provably does not matter. The outputs stay the same, to rounding.
+
+A channel may go when each of its reads is harmless: its values are zero there, the weights that read it are
+zero, or its value is a constant c that the reader can take over:
+
+- a reader without padding adds  c * sum(W[:, channel])  to its bias;
+- a reader with zero padding cannot (the border sees padding zeros, not c): of the constant channels it reads
+  one is kept, the largest |c_k|, and the others' columns are added to its column, scaled by c_i / c_k.
+  Padding then treats the sum as it treated the parts, at every input size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prunecli.checkpoint.journal import Journal
+from prunecli.graph.channels import Bools, Channels, Ints, trace
+from prunecli.graph.labels import Label, Read
+from prunecli.graph.tape import Example, named_tensors
+from prunecli.surgery.apply import cut
+from prunecli.surgery.constants import Fields, propagate
+from prunecli.surgery.plan import repair
+
+Floats = NDArray[np.float64]
+Settle = Callable[[nn.Module, Example, Channels], Channels]
+
+
+@dataclass(frozen=True)
+class Stripped:
+    """What a strip did: the smaller model, its journal, and how many channels went."""
+
+    module: nn.Module
+    journal: Journal
+    removed: int
+
+
+@dataclass
+class _Take:
+    """One read and what its reader could take over."""
+
+    read: Read
+    channel: Ints  # (positions,) channel of each position along the read dim
+    constant: Floats  # (positions,) NaN where not constant, 0 where the read does not matter
+    weight: str  # name of the reader's weight, "" where it is no plain parameter
+    into_bias: bool
+    keeper: int = field(default=-1)  # position whose column takes the others, -1 for none
+
+
+def strip(module: nn.Module, example: Example, settle: Settle | None = None) -> Stripped:
+    """Remove all channels that do not matter, round after round until none is left.
+
+    Args:
+        module: stays as it is; eval-mode behaviour is what is kept.
+        example: one input, for the tape only; the result is exact at every input size.
+        settle: freezes groups whose cut would break the model.
+    """
+    journal, total = Journal(), 0
+    while True:
+        channels = trace(module, example)
+        removed, replace = _plan(module, channels)
+        if not removed.any():
+            return Stripped(module, journal, total)
+        if settle is not None:
+            settled = settle(module, example, channels)
+            if settled is not channels:
+                removed, replace = _plan(module, settled)
+                channels = settled
+                if not removed.any():
+                    return Stripped(module, journal, total)
+        module, done = cut(module, channels, removed, replace=replace)
+        journal, total = journal.then(done), total + int(removed.sum())
+
+
+def _plan(module: nn.Module, channels: Channels) -> tuple[Bools, dict[str, Tensor]]:
+    fields = propagate(channels.tape, dict(named_tensors(module)))
+    takes = [_take(read, module, channels, fields) for read in channels.reads]
+    removed = np.zeros(channels.count, dtype=np.bool_)
+    removed[[c for group in channels.groups if not group.frozen for c in group.channels.tolist()]] = True
+    for take in takes:
+        removed[take.channel[np.isnan(take.constant)]] = False
+    for take in takes:
+        _choose_keeper(take, removed)
+    removed = repair(channels, removed)
+    return removed, _fold(module, takes, removed)
+
+
+def _take(read: Read, module: nn.Module, channels: Channels, fields: Fields) -> _Take:
+    """Constants along the read dim, zero where the product is zero anyway."""
+    values, weights = _along(fields.get(read.a), read.a_label), _along_zero(fields.get(read.b), read)
+    channel = channels.of(read.a_label.rows().reshape(-1))
+    if read.b_label.rows().numel() > len(channel):
+        channel = channels.of(read.b_label.rows().reshape(-1))
+    constant = np.broadcast_to(values.reshape(-1) if values.size == len(channel) else values, (len(channel),)).copy()
+    constant[np.broadcast_to(weights, (len(channel),))] = 0.0
+    name = _reader_weight(read, channels)
+    take = _Take(read, channel, constant, name, _takes_bias(read, channels, module, name))
+    repeated = len(np.unique(channel)) < len(channel)
+    if not name or read.groups > 1 or (repeated and not take.into_bias):
+        constant[constant != 0] = np.nan  # nobody can take this constant over
+    return take
+
+
+def _along(field: Tensor | None, label: Label) -> Floats:
+    """The constant at each labelled position, NaN where there is none."""
+    size = label.rows().shape
+    if field is None:
+        return np.full(size, np.nan)
+    for dim in range(field.ndim):
+        if label.ids.shape[dim] == 1 and field.shape[dim] > 1:
+            first = field.narrow(dim, 0, 1)
+            same = (field == first).all(dim, keepdim=True)
+            field = torch.where(same, first, torch.nan)
+    rows: Floats = field.expand(label.ids.shape).movedim(label.axis, -1).reshape(size).numpy()
+    return rows
+
+
+def _along_zero(field: Tensor | None, read: Read) -> Bools:
+    """Where all weights that read a position are zero, flat over the positions of the values."""
+    if field is None:
+        return np.zeros(1, dtype=np.bool_)
+    zero = field == 0
+    if read.groups > 1:
+        per_group = zero.reshape(read.groups, -1, *zero.shape[1:]).flatten(3).all(3).all(1)
+        return np.asarray(per_group.reshape(-1).numpy())
+    label = read.b_label
+    for dim in range(zero.ndim):
+        if label.ids.shape[dim] == 1:
+            zero = zero.all(dim, keepdim=True)
+    return np.asarray(zero.expand(label.ids.shape).movedim(label.axis, -1).reshape(-1).numpy())
+
+
+def _reader_weight(read: Read, channels: Channels) -> str:
+    """The parameter that reads, where it is one (perhaps transposed) and serves this read alone."""
+    tape = channels.tape
+    names = {index: name for name, index in tape.params.items()}
+    index = read.b
+    producers = {out: op for op in tape.ops for out in op.outputs}
+    while index not in names and index in producers and producers[index].name in ("aten.t", "aten.transpose"):
+        index = producers[index].refs()[0].index
+    if index not in names:
+        return ""
+    uses = sum(ref.index == index for op in tape.ops for ref in op.refs())
+    return names[index] if uses == 1 else ""
+
+
+def _takes_bias(read: Read, channels: Channels, module: nn.Module, weight: str) -> bool:
+    """Whether the reader sees no padding and is a module that adds a bias of its own."""
+    owner = module.get_submodule(weight.rpartition(".")[0]) if weight else None
+    op = channels.tape.ops[read.op]
+    if isinstance(owner, nn.Linear):
+        return True
+    plain_conv = isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d) and owner.padding_mode == "zeros"
+    return plain_conv and op.name == "aten.convolution" and not any(op.args[4])
+
+
+def _choose_keeper(take: _Take, removed: Bools) -> None:
+    """Keep one constant channel of a padded read, the largest, if any that goes is not zero there."""
+    going = removed[take.channel] & (np.nan_to_num(take.constant) != 0)
+    if take.into_bias or not going.any():
+        return
+    sizes = np.abs(np.nan_to_num(take.constant))
+    staying = np.where(removed[take.channel], 0.0, sizes)
+    take.keeper = int(np.argmax(staying if staying.max() >= 0.1 * sizes.max() else sizes))
+    removed[take.channel[take.keeper]] = False
+
+
+def _fold(module: nn.Module, takes: list[_Take], removed: Bools) -> dict[str, Tensor]:
+    """New weights and biases that take over the constants of the removed channels."""
+    tensors, replace = dict(named_tensors(module)), {}
+    for take in takes:
+        going = removed[take.channel] & (take.constant != 0)
+        if not going.any():
+            continue
+        weight = tensors[take.weight]
+        wide = weight.detach().double()
+        constants = torch.from_numpy(np.where(going, take.constant, 0.0))
+        taps = wide.flatten(2).sum(2) if wide.ndim > 2 else wide
+        if take.into_bias:
+            name = take.weight.removesuffix("weight") + "bias"
+            added = taps @ constants
+            replace[name] = (added + tensors[name].detach() if name in tensors else added).to(weight.dtype)
+        else:
+            share = (constants / take.constant[take.keeper]).reshape(1, -1, *[1] * (wide.ndim - 2))
+            dim = take.read.b_label.axis
+            share = share.movedim(1, dim) if dim != 1 else share
+            wide = wide.clone()
+            column = (wide * share).sum(dim, keepdim=True)
+            wide.narrow(dim, take.keeper, 1).add_(column)
+            replace[take.weight] = wide.to(weight.dtype)
+    return replace

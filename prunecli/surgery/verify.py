@@ -1,0 +1,78 @@
+"""The oracle: the smaller model must compute what the reference computes, in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.errors import VerificationError
+from prunecli.facts import Verified
+from prunecli.graph.tape import Example, output_tensors
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def random_example(example: Example, seed: int, batch: int = 2) -> Example:
+    """Standard normal values in the shapes of `example`; integer inputs are repeated as they are."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        shape = (batch, *tensor.shape[1:]) if tensor.ndim and tensor.shape[0] == 1 else tensor.shape
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return example.map(draw)
+
+
+def compare(reference: nn.Module, smaller: nn.Module, examples: Sequence[Example], dtype: torch.dtype) -> Verified:
+    """Largest difference of all outputs of two models in eval mode; neither is changed."""
+    first, second = (copy.deepcopy(m).to(dtype).eval() for m in (reference, smaller))
+    worst_abs = worst_rel = 0.0
+    inputs = 0
+    with torch.no_grad():
+        for example in examples:
+            cast = example.to(dtype=dtype)
+            expected = output_tensors(first(*cast.args, **cast.kwargs))
+            found = output_tensors(second(*cast.args, **cast.kwargs))
+            for a, b in zip(expected, found, strict=True):
+                error, scale = _difference(a, b)
+                worst_abs = max(worst_abs, error)
+                worst_rel = max(worst_rel, error / scale if error else 0.0)
+            inputs += len(expected[0]) if expected and expected[0].ndim else 1
+    return Verified(worst_abs, worst_rel, inputs, str(dtype).removeprefix("torch."))
+
+
+def _difference(expected: Tensor, found: Tensor) -> tuple[float, float]:
+    """Largest difference and largest expected value; infinite where shapes or non-finite places differ."""
+    finite = torch.isfinite(expected)
+    if expected.shape != found.shape or not torch.equal(finite, torch.isfinite(found)):
+        return float("inf"), 1.0
+    if not finite.any():
+        return (float("inf") if expected.numel() else 0.0), 1.0  # nothing to compare is no proof
+    return float((expected - found)[finite].abs().max()), max(float(expected[finite].abs().max()), 1e-300)
+
+
+def verify(reference: nn.Module, smaller: nn.Module, examples: Sequence[Example]) -> Verified:
+    """Compare in float64 and insist.
+
+    Args:
+        reference: the masked model.
+        smaller: the cut model.
+        examples: inputs, random and real.
+
+    Raises:
+        VerificationError: the outputs differ by more than 1e-10 of the largest output.
+    """
+    dtype = torch.float64
+    result = compare(reference, smaller, examples, dtype)
+    if result.max_rel_error > TOLERANCE[dtype]:
+        raise VerificationError(
+            f"the smaller model differs from the masked one by {result.max_rel_error:.2e} of its largest output "
+            f"(allowed {TOLERANCE[dtype]:.0e}); nothing was written",
+            hint="report this network; meanwhile exclude its layers with method.exclude",
+        )
+    return result
