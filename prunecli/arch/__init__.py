@@ -1,0 +1,1 @@
+"""Architectures: how they are named, built and recognised."""

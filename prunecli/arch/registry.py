@@ -1,0 +1,165 @@
+"""Building architectures. The only place that knows networks by name."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from prunecli.arch import nets
+from prunecli.arch.spec import ArchSpec
+from prunecli.errors import ArchError
+
+Shape = tuple[int, ...]
+
+BUILTIN: dict[str, tuple[Callable[..., nn.Module], Shape]] = {
+    **{
+        f"cifar_resnet{6 * n + 2}": (lambda n=n, **options: nets.CifarResNet(n, **options), (1, 3, 32, 32))
+        for n in (3, 5, 7, 9, 18)
+    },
+    "cifar_vgg16_bn": (nets.VGG16BN, (1, 3, 32, 32)),
+    "cifar_wrn28_10": (nets.WideResNet, (1, 3, 32, 32)),
+    "cifar_mobilenet_v1": (nets.MobileNetV1, (1, 3, 32, 32)),
+    **{f"conv{n}": (lambda n=n, **options: nets.ConvNet(n, **options), (1, 3, 32, 32)) for n in (2, 4, 6)},
+    "digits_net": (nets.DigitsNet, (1, 1, 8, 8)),
+}
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Parameters are born on meta; what a constructor computes (indices, position tables) stays real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.empty and kwargs.get("device") is None:
+            kwargs["device"] = "meta"
+        return func(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def skeleton() -> Iterator[None]:
+    """Build modules without storage for their parameters, and without touching the random state."""
+    with torch.random.fork_rng(devices=[]), _EmptyOnMeta():
+        yield
+
+
+def build(spec: ArchSpec) -> nn.Module:
+    """Build the network in training mode as its factory returns it.
+
+    Raises:
+        ArchError: the name or an option is unknown, or the factory fails.
+    """
+    factory, options = _factory(spec)
+    try:
+        module = factory(**(options | spec.options))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArchError(f"cannot build {spec}: {error}", hint="check the options after '?'") from error
+    if not isinstance(module, nn.Module):
+        raise ArchError(f"{spec} returned a {type(module).__name__}, not an nn.Module")
+    return module
+
+
+def _factory(spec: ArchSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
+    if spec.source == "builtin":
+        return _lookup(spec, list(BUILTIN), lambda: BUILTIN[spec.name][0]), {}
+    if spec.source == "torchvision":
+        import torchvision
+
+        builder = _lookup(spec, torchvision.models.list_models(), lambda: _torchvision_builder(spec.name))
+        parameters = inspect.signature(inspect.unwrap(builder)).parameters
+        extra = {"weights_backbone": None} if "weights_backbone" in parameters else {}
+        return builder, ({"init_weights": False} if spec.name in ("googlenet", "inception_v3") else {}) | extra
+    if spec.source == "timm":
+        timm = _timm()
+        return _lookup(spec, timm.list_models(), lambda: lambda **o: timm.create_model(spec.name, **o)), {}
+    return _user_factory(spec), {}
+
+
+def _lookup(spec: ArchSpec, known: list[str], get: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    if spec.name in known:
+        return get()
+    near = difflib.get_close_matches(spec.name, known, 3, 0.5)
+    if spec.source == "builtin":
+        import torchvision
+
+        near += [f"torchvision:{n}" for n in difflib.get_close_matches(spec.name, torchvision.models.list_models(), 1, 0.8)]
+    raise ArchError(
+        f"unknown architecture {str(spec)!r}",
+        hint=f"nearest: {', '.join(near)}" if near else f"known {spec.source} names: {', '.join(sorted(known)[:12])} ...",
+    )
+
+
+def _torchvision_builder(name: str) -> Callable[..., Any]:
+    import torchvision
+
+    builder: Callable[..., Any] = torchvision.models.get_model_builder(name)
+    return builder
+
+
+def _timm() -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        raise ArchError("timm is not installed", hint="pip install 'prunecli[timm]'") from None
+
+
+def _user_factory(spec: ArchSpec) -> Callable[..., Any]:
+    try:
+        if spec.source == "file":
+            path = Path(spec.place).expanduser()
+            if not path.is_file():
+                raise ArchError(f"no such file: {spec.place} (from --arch {spec})")
+            loader = importlib.util.spec_from_file_location(f"prunecli_user_{path.stem}", path)
+            assert loader is not None
+            assert loader.loader is not None
+            module = importlib.util.module_from_spec(loader)
+            loader.loader.exec_module(module)
+        else:
+            module = importlib.import_module(spec.place)
+    except ImportError as error:
+        raise ArchError(f"cannot import {spec.place}: {error}", hint="FILE.py:FUNCTION or MODULE:FUNCTION") from error
+    factory = getattr(module, spec.name, None)
+    if not callable(factory):
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ArchError(f"{spec.place} has no function {spec.name!r}", hint=f"it has: {', '.join(names[:8]) or 'none'}")
+    found: Callable[..., Any] = factory
+    return found
+
+
+def default_input(spec: ArchSpec, module: nn.Module) -> Shape | None:
+    """A sensible input shape (batch 1), or None where nothing tells it."""
+    channels = _in_channels(module)
+    if spec.source == "builtin":
+        shape = BUILTIN[spec.name][1]
+        return (1, channels or shape[1], *shape[2:])
+    if spec.source == "torchvision":
+        return _torchvision_input(spec.name, channels or 3)
+    if spec.source == "timm":
+        config = getattr(module, "default_cfg", {})
+        size = config.get("input_size")
+        return (1, *size) if size else None
+    return None
+
+
+def _torchvision_input(name: str, channels: int) -> Shape | None:
+    import torchvision
+
+    weights = torchvision.models.get_model_weights(name)
+    keywords = next(iter(weights)).transforms.keywords if len(weights) else {}
+    crop = keywords.get("crop_size", 224)
+    if isinstance(crop, int):
+        return (1, channels, crop, crop)
+    return (1, channels, 16, *crop)  # video: 16 frames
+
+
+def _in_channels(module: nn.Module) -> int | None:
+    first = next((m for m in module.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+    return None if first is None else first.in_channels
