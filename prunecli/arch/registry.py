@@ -41,7 +41,14 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
+        name = getattr(func, "__name__", "")
+        if name.endswith("_") and not name.endswith("__") and args and _is_meta(args[0]):
+            return args[0]  # an initialiser has nothing to fill
         return func(*args, **kwargs)
+
+
+def _is_meta(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.device.type == "meta"
 
 
 @contextlib.contextmanager

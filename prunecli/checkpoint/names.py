@@ -1,0 +1,135 @@
+"""From whatever a file holds to plain parameter names: nesting, prefixes, masks and parametrizations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.errors import CheckpointError
+
+State = dict[str, Tensor]
+
+# Where training scripts put their weights, best first; averaged weights come after the trained ones.
+_NESTS = ("state_dict", "model_state_dict", "model", "net", "network", "module", "params", "weights")
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "_model.")
+
+
+def find_state(payload: Any, key: str | None = None) -> tuple[State, list[str]]:
+    """The state dict inside a loaded file, and notes about the choice.
+
+    Args:
+        payload: what the file held.
+        key: force one entry (dots go deeper).
+
+    Raises:
+        CheckpointError: nothing in it looks like weights, or `key` is not there.
+    """
+    if key is not None:
+        return _forced(payload, key), [f"weights from {key!r}"]
+    own = _as_state(payload)
+    if own is not None:
+        return own, []
+    found = dict(_candidates(payload))
+    if not found:
+        kind = type(payload).__name__
+        inside = ", ".join(map(str, list(payload)[:8])) if isinstance(payload, Mapping) else kind
+        raise CheckpointError(f"no weights found in the file (it holds: {inside})", hint="name the entry with --key")
+    chosen = next(iter(found))
+    notes = [f"weights from {chosen!r}"]
+    if len(found) > 1:
+        others = ", ".join(repr(k) for k in found if k != chosen)
+        notes = [f"weights from {chosen!r}; the file also holds {others} (choose with --key)"]
+    return found[chosen], notes
+
+
+def _forced(payload: Any, key: str) -> State:
+    value = payload
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            inside = ", ".join(map(str, list(value)[:8])) if isinstance(value, Mapping) else type(value).__name__
+            raise CheckpointError(f"the file has no entry {key!r}", hint=f"it holds: {inside}")
+        value = value[part]
+    state = _as_state(value)
+    if state is None:
+        raise CheckpointError(f"the entry {key!r} holds no weights")
+    return state
+
+
+def _candidates(payload: Any) -> Iterator[tuple[str, State]]:
+    if not isinstance(payload, Mapping):
+        return
+    order = [k for k in (*_NESTS, *_AVERAGED) if k in payload]
+    order += [k for k in payload if k not in order and "optim" not in str(k).lower()]
+    for key in order:
+        state = _as_state(payload[key])
+        if state is not None:
+            yield key, state
+            continue
+        for deeper, inner in _candidates(payload[key]):
+            yield f"{key}.{deeper}", inner
+
+
+def _as_state(value: Any) -> State | None:
+    """`value` as a state dict: a module, or a mapping of names to tensors (other entries are left out)."""
+    if isinstance(value, nn.Module):
+        return dict(value.state_dict())
+    if not isinstance(value, Mapping) or not value:
+        return None
+    tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors or (len(tensors) < len(value) and not any("." in k for k in tensors)):
+        return None
+    return {k: v.detach() for k, v in tensors.items()}
+
+
+def plain_names(state: State) -> tuple[State, list[str]]:
+    """Fold masks and parametrizations into their weights, and take wrappers' prefixes off."""
+    state, notes = fold_reparametrized(state)
+    removed = []
+    while prefix := next((p for p in _PREFIXES if state and all(k.startswith(p) for k in state)), None):
+        state = {k.removeprefix(prefix): v for k, v in state.items()}
+        removed.append(prefix)
+    if removed:
+        notes.append(f"prefix {''.join(removed)!r} taken off")
+    return state, notes
+
+
+def _masked(parts: list[Tensor]) -> Tensor:
+    return parts[0] * parts[1].to(parts[0].dtype)
+
+
+def _weight_norm(parts: list[Tensor]) -> Tensor:
+    magnitude, direction = parts
+    dim = next((d for d, n in enumerate(magnitude.shape) if n > 1), 0)
+    weight: Tensor = torch._weight_norm(direction, magnitude, dim)
+    return weight
+
+
+# What others write for one weight: (suffixes of the parts, what they mean, how to compute the weight).
+_FOLDS: list[tuple[tuple[str, str], str, Callable[[list[Tensor]], Tensor]]] = [
+    (("{0}_orig", "{0}_mask"), "masks of torch.nn.utils.prune", _masked),
+    (("parametrizations.{0}.original", "parametrizations.{0}.0.mask"), "masks of torch.ao.pruning", _masked),
+    (("parametrizations.{0}.original0", "parametrizations.{0}.original1"), "weight norm", _weight_norm),
+    (("{0}_g", "{0}_v"), "weight norm", _weight_norm),
+]
+
+
+def fold_reparametrized(state: State) -> tuple[State, list[str]]:
+    """Replace the parts of every masked or parametrized tensor by the tensor that the layer used."""
+    folded = dict(state)
+    counts: dict[str, int] = {}
+    for suffixes, meaning, compute in _FOLDS:
+        head, tail = suffixes[0].split("{0}")
+        for key in [k for k in folded if k.endswith(tail) and head in k]:
+            owner, _, rest = key.rpartition(head) if head else key.rpartition(".")
+            attribute = rest.removesuffix(tail)
+            base = owner if head else (f"{owner}." if owner else "")
+            partner = base + suffixes[1].format(attribute)
+            if not attribute or "." in attribute or partner not in folded:
+                continue
+            folded[base + attribute] = compute([folded.pop(key), folded.pop(partner)])
+            counts[meaning] = counts.get(meaning, 0) + 1
+    return folded, [f"{count} tensors folded from {meaning}" for meaning, count in counts.items()]

@@ -1,0 +1,243 @@
+"""Read checkpoints of every kind. A file is recognised by its bytes, never by its name, and executes nothing.
+
+Formats that are code (pickled modules, TorchScript, ``.pt2``) are refused unless the caller trusts the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.checkpoint.names import State, find_state, plain_names
+from prunecli.errors import CheckpointError, UnsafeFileError
+
+METADATA_KEY = "prunecli"
+_TRUST = "if you trust where it comes from, allow it with --trust; safer: save the state dict and use that"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        path: the file.
+        format: its kind, for people.
+        state: tensors by plain name.
+        module: the module itself, where the file held one.
+        container: our own metadata, where we wrote the file.
+        notes: choices made while reading.
+    """
+
+    path: Path
+    format: str
+    state: State
+    module: nn.Module | None = None
+    container: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        path: a file, or a Hugging Face folder.
+        key: the entry that holds the weights, where a nested file has several.
+        trust: allow formats whose reading executes code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or of no known kind.
+        UnsafeFileError: reading it would execute code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        near = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
+        raise CheckpointError(f"no such file: {path}", hint=_nearest(path.name, near))
+    kind = recognise(path)
+    if kind.code and not trust:
+        raise UnsafeFileError(f"{path} is {kind.title}: reading it executes code", hint=_TRUST)
+    try:
+        payload, container = kind.load(path, trust)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is damaged or not what it seems ({kind.title}): {_brief(error)}") from error
+    module = payload if isinstance(payload, nn.Module) and not isinstance(payload, torch.jit.ScriptModule) else None
+    state, notes = find_state(payload, key)
+    state, more = (state, []) if container is not None or module is not None else plain_names(state)
+    return Checkpoint(path, kind.title, state, module, container, notes=notes + more)
+
+
+def _nearest(name: str, near: list[str]) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, near, 3)
+    return f"did you mean {', '.join(close)}?" if close else "check the path"
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file (of a folder's weights, names included)."""
+    digest = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+Loaded = tuple[Any, Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One file format: its name, whether reading it executes code, and how to read it."""
+
+    title: str
+    code: bool
+    load: Callable[[Path, bool], Loaded]
+
+
+def recognise(path: Path) -> Kind:
+    """The format of a file, by its content."""
+    size = path.stat().st_size
+    if size == 0:
+        raise CheckpointError(f"{path} is empty", hint="was the download or the save interrupted?")
+    with path.open("rb") as stream:
+        head = stream.read(16)
+    if head.startswith(b"PK\x03\x04"):
+        return _zip_kind(path)
+    if len(head) > 8 and head[8:9] == b"{":
+        return KINDS["safetensors"]
+    if head[:1] == b"\x80":
+        return KINDS["pickle"]
+    raise CheckpointError(
+        f"{path} is no checkpoint (its first bytes are {head[:8]!r})",
+        hint="known: torch.save files, safetensors, TorchScript, .pt2, Hugging Face folders",
+    )
+
+
+def _zip_kind(path: Path) -> Kind:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path} is a damaged zip archive: {error}", hint="was the copy interrupted?") from error
+    tops = {name.partition("/")[2] for name in names} | set(names)
+    if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in tops):
+        return KINDS["pt2"]
+    if any(name.startswith("code/") for name in tops) and "constants.pkl" in tops:
+        return KINDS["torchscript"]
+    if "data.pkl" in tops:
+        return KINDS["zip"]
+    raise CheckpointError(f"{path} is a zip archive without weights (it holds {', '.join(names[:4])} ...)")
+
+
+def _load_pickle(path: Path, trust: bool) -> Loaded:
+    """Only tensors and plain containers; never retried unsafely."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=not trust), None
+    except pickle.UnpicklingError as error:
+        named = _named_globals(path, error)
+        if not named:
+            raise CheckpointError(f"{path} is damaged: {_brief(error)}") from error
+        raise UnsafeFileError(
+            f"{path} holds more than weights; reading it would import {', '.join(named)}", hint=_TRUST
+        ) from error
+
+
+def _named_globals(path: Path, error: Exception) -> list[str]:
+    """What the pickle wants to import, read without importing it."""
+    try:
+        return list(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:
+        words = str(error).split()
+        return [words[words.index("GLOBAL") + 1]] if "GLOBAL" in words[:-1] else []
+
+
+def _load_torchscript(path: Path, trust: bool) -> Loaded:
+    del trust  # checked by the caller
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dict(torch.jit.load(str(path), map_location="cpu").state_dict()), None
+
+
+def _load_pt2(path: Path, trust: bool) -> Loaded:
+    del trust
+    program = torch.export.load(path)
+    return {**program.state_dict}, None
+
+
+def _load_safetensors(path: Path, trust: bool) -> Loaded:
+    del trust
+    from safetensors import safe_open
+
+    _check_header(path)
+    with safe_open(path, framework="pt", device="cpu") as file:
+        metadata = file.metadata() or {}
+        tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if METADATA_KEY not in metadata:
+        return tensors, None
+    try:
+        container = json.loads(metadata[METADATA_KEY])
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the prunecli metadata is not JSON: {error}") from error
+    if not isinstance(container, dict) or container.get("format_version") != 1:
+        raise CheckpointError(f"{path}: unknown container version", hint="update prunecli: pip install -U prunecli")
+    for alias, name in container.get("aliases", {}).items():
+        if name not in tensors:
+            raise CheckpointError(f"{path}: {alias} shares a tensor {name!r} that is not in the file")
+        tensors[alias] = tensors[name]
+    return tensors, container
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a header that claims more than the file has, before anything is allocated."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+    if length > path.stat().st_size - 8:
+        raise CheckpointError(f"{path} is truncated: its header claims {length} bytes, the file is shorter")
+
+
+def _read_folder(path: Path) -> Checkpoint:
+    """A Hugging Face folder: ``config.json`` and safetensors, one file or several."""
+    config_file = path / "config.json"
+    files = sorted(path.glob("*.safetensors"))
+    if not config_file.is_file() or not files:
+        raise CheckpointError(f"{path} is a folder without config.json and *.safetensors", hint="give the file itself")
+    state: State = {}
+    for file in files:
+        state |= _load_safetensors(file, False)[0]
+    try:
+        config = json.loads(config_file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{config_file} is not JSON: {error}") from error
+    return Checkpoint(path, "Hugging Face folder", state, config=config)
+
+
+KINDS = {
+    "safetensors": Kind("safetensors", False, _load_safetensors),
+    "zip": Kind("torch zip", False, _load_pickle),
+    "pickle": Kind("torch legacy", False, _load_pickle),
+    "torchscript": Kind("TorchScript", True, _load_torchscript),
+    "pt2": Kind("torch.export .pt2", True, _load_pt2),
+}

@@ -1,0 +1,247 @@
+"""A model as the tool handles it: a module, the architecture it was built from, and an input it accepts.
+
+This is the only module that brings networks to life; user code named on the command line is imported here alone.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.arch.guess import guess
+from prunecli.arch.registry import build, default_input, skeleton
+from prunecli.arch.spec import ArchSpec, parse
+from prunecli.checkpoint.journal import Journal
+from prunecli.checkpoint.read import Checkpoint, read
+from prunecli.errors import ArchError, InputError
+from prunecli.graph.tape import Example
+
+
+@dataclass(frozen=True)
+class Model:
+    """A module in eval mode with what is known about it.
+
+    Attributes:
+        source: path or architecture, as it was asked for.
+        format: kind of file, or "architecture".
+        arch: None for a module that came out of a pickle.
+        journal: cuts since the architecture was built.
+        input: shape of one input, batch included.
+        container: metadata of the file, where we wrote it.
+    """
+
+    source: str
+    format: str
+    module: nn.Module
+    arch: ArchSpec | None
+    journal: Journal
+    input: tuple[int, ...]
+    path: Path | None = None
+    container: Mapping[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def example(self) -> Example:
+        """A zero input in the dtype of the parameters."""
+        return Example((torch.zeros(self.input, dtype=self.dtype),))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the first floating-point parameter."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def open_model(
+    source: str,
+    *,
+    arch: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    key: str | None = None,
+    trust: bool = False,
+) -> Model:
+    """A model from a file, a folder or an architecture.
+
+    Args:
+        source: MODEL as on the command line.
+        arch: the architecture; by default it is guessed from names and shapes.
+        input_shape: shape of one input, batch included; by default what the architecture expects.
+        key: entry of a nested checkpoint.
+        trust: allow files that execute code.
+
+    Raises:
+        InputError: the file, the architecture or their combination cannot be used; the message says why.
+    """
+    if _names_architecture(source):
+        return _fresh(parse(source), source, input_shape)
+    return from_checkpoint(read(source, key=key, trust=trust), arch=arch, input_shape=input_shape)
+
+
+def _names_architecture(source: str) -> bool:
+    if Path(source).exists():
+        return False
+    head = source.partition("?")[0]
+    return ":" in head or not any(c in head for c in "/.\\")
+
+
+def _fresh(spec: ArchSpec, source: str, input_shape: tuple[int, ...] | None) -> Model:
+    torch.manual_seed(0)
+    module = build(spec).eval()
+    return Model(source, "architecture", module, spec, Journal(), _input(spec, module, input_shape))
+
+
+def from_checkpoint(
+    checkpoint: Checkpoint, *, arch: str | None = None, input_shape: tuple[int, ...] | None = None
+) -> Model:
+    """Build the architecture of a checkpoint and put its tensors in."""
+    common = {"source": str(checkpoint.path), "format": checkpoint.format, "path": checkpoint.path}
+    if checkpoint.module is not None:
+        spec = parse(arch) if arch else None
+        module = checkpoint.module.eval()
+        shape = _input(spec, module, input_shape)
+        return Model(module=module, arch=spec, journal=Journal(), input=shape, notes=checkpoint.notes, **common)  # type: ignore[arg-type]
+    if checkpoint.container is not None:
+        return _from_container(checkpoint, arch, input_shape, common)
+    if checkpoint.config is not None:
+        return _from_config(checkpoint, input_shape, common)
+    spec, why = _choose(checkpoint, arch)
+    with skeleton(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = build(spec)
+    assign(module, checkpoint.state, Journal(), f"{checkpoint.path} as {spec}")
+    notes = checkpoint.notes + ([why] if why else [])
+    shape = _input(spec, module, input_shape)
+    return Model(module=module.eval(), arch=spec, journal=Journal(), input=shape, notes=notes, **common)  # type: ignore[arg-type]
+
+
+def _choose(checkpoint: Checkpoint, arch: str | None) -> tuple[ArchSpec, str]:
+    if arch is not None:
+        return parse(arch), ""
+    found = guess(checkpoint.state)
+    if found is None:
+        raise ArchError(
+            f"cannot tell the architecture of {checkpoint.path} ({len(checkpoint.state)} tensors)",
+            hint="name it: --arch torchvision:NAME, timm:NAME or path/to/net.py:build",
+        )
+    return found.spec, f"architecture {found.spec}: {found.why}"
+
+
+def _from_container(
+    checkpoint: Checkpoint, arch: str | None, input_shape: tuple[int, ...] | None, common: dict[str, Any]
+) -> Model:
+    container = checkpoint.container
+    assert container is not None
+    text = arch or container["arch"]
+    if text is None:
+        raise ArchError(f"{checkpoint.path} was made from a module without a name", hint="give its --arch")
+    spec = parse(text)
+    if not spec.is_registry and arch is None:
+        raise ArchError(
+            f"{checkpoint.path} was made from {spec}, which is user code; a file never says what to import",
+            hint=f"if you trust that code, say so: --arch {spec}",
+        )
+    with skeleton(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = build(spec)
+    try:
+        journal = Journal.from_json(container["journal"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{checkpoint.path}: the journal is damaged: {error!r}") from error
+    assign(module, checkpoint.state, journal, f"{checkpoint.path} as {spec}")
+    shape = input_shape or tuple(container["input"])
+    return Model(
+        module=module.eval(), arch=spec, journal=journal, input=shape, container=container,
+        notes=checkpoint.notes, **common,
+    )  # fmt: skip
+
+
+def _from_config(checkpoint: Checkpoint, input_shape: tuple[int, ...] | None, common: dict[str, Any]) -> Model:
+    """A Hugging Face folder: transformers builds the class that its config names, from installed code only."""
+    try:
+        import transformers
+    except ImportError:
+        raise ArchError("transformers is not installed", hint="pip install 'prunecli[hf]'") from None
+    config = dict(checkpoint.config or {})
+    name = next(iter(config.get("architectures") or []), None)
+    factory = getattr(transformers, name or "", None)
+    if factory is None:
+        raise ArchError(f"{checkpoint.path}: transformers has no class {name!r}")
+    module = factory(transformers.AutoConfig.from_pretrained(str(checkpoint.path)))
+    assign(module, checkpoint.state, Journal(), f"{checkpoint.path} as {name}")
+    size, channels = config.get("image_size", 224), config.get("num_channels", 3)
+    shape = input_shape or (1, channels, size, size)
+    return Model(module=module.eval(), arch=None, journal=Journal(), input=shape, notes=checkpoint.notes, **common)
+
+
+def _input(spec: ArchSpec | None, module: nn.Module, asked: tuple[int, ...] | None) -> tuple[int, ...]:
+    shape = asked or (default_input(spec, module) if spec else None)
+    if shape is None:
+        raise InputError(f"what input does {spec or 'this module'} take?", hint="say it: --input 1x3x224x224")
+    return shape
+
+
+def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, what: str) -> None:
+    """Put tensors into a freshly built module, whose shapes the journal has changed.
+
+    Tied parameters stay tied. A bias that folding added is registered.
+
+    Raises:
+        ArchError: names or shapes do not fit.
+    """
+    from prunecli.surgery.apply import set_attributes
+
+    own = {n: t for n, t in module.state_dict(keep_vars=True).items()}
+    added = {n for n in state if n not in own and _may_add(module, n)}
+    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
+    unexpected = [n for n in state if n not in own and n not in added and not n.endswith("num_batches_tracked")]
+    wrong = [n for n in own if n in state and tuple(state[n].shape) != _expected(n, own[n], journal)]
+    if missing or unexpected or wrong:
+        raise ArchError(_misfit(what, own, state, journal, missing, unexpected, wrong), hint="check --arch")
+    tied: dict[int, nn.Parameter | Tensor] = {}
+    for name, old in own.items():
+        owner, _, attribute = name.rpartition(".")
+        holder = module.get_submodule(owner)
+        if id(old) not in tied:
+            new = state[name].clone() if name in state else torch.zeros((), dtype=torch.long)
+            tied[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        setattr(holder, attribute, tied[id(old)])
+    for name in added:
+        owner, _, attribute = name.rpartition(".")
+        module.get_submodule(owner).register_parameter(attribute, nn.Parameter(state[name].clone()))
+    try:
+        set_attributes(module, journal.attributes)
+    except AttributeError as error:
+        raise ArchError(f"{what}: the journal names a module that is not there: {error}", hint="check --arch") from error
+
+
+def _may_add(module: nn.Module, name: str) -> bool:
+    """A layer without a bias may have got one when constants were folded into it."""
+    owner, _, attribute = name.rpartition(".")
+    try:
+        holder = module.get_submodule(owner)
+    except AttributeError:
+        return False
+    return attribute == "bias" and isinstance(holder, nn.Linear | nn.modules.conv._ConvNd) and holder.bias is None
+
+
+def _expected(name: str, tensor: Tensor, journal: Journal) -> tuple[int, ...]:
+    return tuple(len(journal.kept.get((name, d), range(n))) for d, n in enumerate(tensor.shape))
+
+
+def _misfit(
+    what: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor], journal: Journal, *lists: list[str]
+) -> str:
+    missing, unexpected, wrong = lists
+    lines = [f"{what} does not fit:"]
+    if missing:
+        lines.append(f"  {len(missing)} tensors are missing: {', '.join(missing[:3])}")
+    if unexpected:
+        lines.append(f"  {len(unexpected)} tensors have no place: {', '.join(unexpected[:3])}")
+    for name in wrong[:3]:
+        lines.append(f"  {name} is {tuple(state[name].shape)}, the architecture has {_expected(name, own[name], journal)}")
+    return "\n".join(lines)
