@@ -1,0 +1,86 @@
+"""What a method is: typed recipe fields, and a score for each channel or each weight. No torch at import."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, field_validator
+
+from prunecli.errors import InputError
+from prunecli.recipe.schema import Closed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from prunecli.graph.channels import Channels
+
+Structure = Literal["channel", "weight", "none"]
+
+
+class Method(Closed):
+    """Base of all methods.
+
+    Attributes:
+        name: the key in the table.
+        structure: what goes: whole channels, single weights, or nothing but what is zero already.
+        exclude: modules that stay whole: a name (with all below it), a glob, or ``re:PATTERN``.
+    """
+
+    name: str
+    structure: Structure = "channel"
+    exclude: list[str] = Field(default=[])
+    min_channels: int = Field(1, ge=1)
+
+    @field_validator("exclude")
+    @classmethod
+    def _valid_patterns(cls, value: list[str]) -> list[str]:
+        for pattern in value:
+            if pattern.startswith("re:"):
+                try:
+                    re.compile(pattern[3:])
+                except re.error as error:
+                    raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+        return value
+
+    @property
+    def budget_units(self) -> tuple[str, ...]:
+        """Which budgets this method can meet; empty when it takes none."""
+        return {"channel": ("flops", "params", "sparsity"), "weight": ("sparsity",), "none": ()}[self.structure]
+
+    def channel_scores(self, module: nn.Module, channels: Channels, seed: int) -> NDArray[np.float64]:
+        """(channels,) how much each channel matters; comparable between groups."""
+        raise NotImplementedError(f"{self.name} scores no channels")
+
+    def weight_scores(self, weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """For each weight tensor a score of its shape; comparable between tensors."""
+        raise NotImplementedError(f"{self.name} scores no weights")
+
+
+def select(patterns: Iterable[str], names: Iterable[str]) -> set[str]:
+    """Module names that the patterns mean.
+
+    Raises:
+        InputError: a pattern that matches nothing; the message gives the nearest names.
+    """
+    import difflib
+
+    names = list(names)
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hits = {n for n in names if _matches(pattern, n)}
+        if not hits:
+            near = difflib.get_close_matches(pattern, names, 3, 0.4)
+            raise InputError(f"exclude {pattern!r} matches no layer", hint=f"nearest: {', '.join(near) or names[:5]}")
+        chosen |= hits
+    return chosen
+
+
+def _matches(pattern: str, name: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.search(pattern[3:], name) is not None
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatch.fnmatchcase(name, pattern)

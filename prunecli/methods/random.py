@@ -1,0 +1,34 @@
+"""Random pruning: the floor that every other method must beat."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from prunecli.methods.base import Method
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from prunecli.graph.channels import Channels
+
+
+class Random(Method):
+    """Uniform scores; the recipe's seed makes them repeatable."""
+
+    name: Literal["random"]
+    structure: Literal["channel", "weight"] = "channel"
+
+    def channel_scores(self, module: nn.Module, channels: Channels, seed: int) -> NDArray[np.float64]:
+        """Uniform in [0, 1)."""
+        import numpy as np
+
+        return np.random.default_rng(seed).random(channels.count)
+
+    def weight_scores(self, weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """Uniform in [0, 1)."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        return {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}

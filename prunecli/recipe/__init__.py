@@ -1,0 +1,1 @@
+"""Recipes: what to do to a model, validated before anything is loaded."""
