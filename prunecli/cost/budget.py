@@ -86,15 +86,25 @@ class Search:
         return low
 
     def _give_back(self, removed: Bools, order: Ints) -> Bools:
-        """Return the best of the removed channels as long as the limit holds."""
-        for channel in order[::-1]:
-            if not removed[channel]:
+        """Return the best of the removed channels as long as the limit holds.
+
+        Channels of one group cost the same, and what is given back only makes the others dearer: a group that
+        did not fit once is left alone.
+        """
+        group_of = np.zeros(self.channels.count, dtype=np.int64)
+        for number, group in enumerate(self.channels.groups):
+            group_of[group.channels] = number
+        full: set[int] = set()
+        for channel in order[::-1].tolist():
+            if not removed[channel] or group_of[channel] in full:
                 continue
             trial = removed.copy()
             trial[channel] = False
             trial = repair(self.channels, trial, order[::-1], self.min_channels) if self.channels.blocks else trial
             if self._cost(trial) <= self.limit:
                 removed = trial
+            else:
+                full.add(int(group_of[channel]))
         return removed
 
     def _rounded(self, removed: Bools, order: Ints, multiple: int) -> Bools:

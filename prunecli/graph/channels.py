@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import coo_matrix
+from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
@@ -70,6 +71,15 @@ class Channels:
         """Number of channels, channel 0 included."""
         return len(self.frozen)
 
+    @cached_property
+    def slot_members(self) -> csr_matrix:
+        """(slots, channels) 1 where a channel occurs in a slot."""
+        unique = [np.unique(slot.channels) for slot in self.slots]
+        starts = np.cumsum([0, *map(len, unique)])
+        columns = np.concatenate(unique) if unique else np.zeros(0, dtype=np.int64)
+        ones = np.ones(len(columns), dtype=np.int64)
+        return csr_matrix((ones, columns, starts), shape=(len(self.slots), self.count))
+
     def of(self, ids: torch.Tensor) -> Ints:
         """Channels of some ids, in their shape."""
         return self.channel_of[ids.numpy()]
@@ -87,10 +97,7 @@ class Channels:
                 reasons.update(dict.fromkeys(group.channels.tolist(), groups[group.name]))
                 group = Group(group.name, group.channels, group.slots, groups[group.name])
             regrouped.append(group)
-        return Channels(
-            self.tape, self.labels, self.channel_of, frozen, reasons, self.slots, tuple(regrouped),
-            self.blocks, self.reads, self.pads, self.unknown,
-        )  # fmt: skip
+        return replace(self, frozen=frozen, reasons=reasons, groups=tuple(regrouped))
 
 
 def label_parameters(module: nn.Module, book: Book) -> dict[tuple[str, int], torch.Tensor]:

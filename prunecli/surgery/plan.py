@@ -31,12 +31,12 @@ def repair(channels: Channels, removed: Bools, order: Ints | None = None, min_ch
 
 def _keep_enough(channels: Channels, removed: Bools, rank: Ints, least: int) -> bool:
     changed = False
-    for slot in channels.slots:
-        members = np.unique(slot.channels)
-        wanted = min(least, len(members))
-        missing = wanted - int((~removed[members]).sum())
-        if missing > 0:
-            changed |= _give_back(members, removed, rank, missing)
+    members = channels.slot_members
+    wanted = np.minimum(least, np.diff(members.indptr))
+    missing = wanted - members @ (~removed).astype(np.int64)
+    for slot in np.flatnonzero(missing > 0):
+        own = members.indices[members.indptr[slot] : members.indptr[slot + 1]]
+        changed |= _give_back(own, removed, rank, int(wanted[slot] - (~removed[own]).sum()))
     return changed
 
 
@@ -52,6 +52,6 @@ def _even_out(channels: Channels, removed: Bools, rank: Ints) -> bool:
 
 def _give_back(members: Ints, removed: Bools, rank: Ints, count: int) -> bool:
     gone = np.unique(members[removed[members]])
-    chosen = gone[np.argsort(rank[gone], kind="stable")][:count]
+    chosen = gone[np.argsort(rank[gone], kind="stable")][: max(count, 0)]
     removed[chosen] = False
     return len(chosen) > 0
