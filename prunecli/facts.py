@@ -31,6 +31,16 @@ class GroupFacts:
 
 
 @dataclass(frozen=True)
+class WhyFacts:
+    """Why a layer's channels can or cannot go: a group that the layer writes or reads."""
+
+    role: str  # writes, reads
+    group: GroupFacts
+    ties: list[str]  # ops that make channels of several tensors one
+    readers: list[str]  # ops where the channels end
+
+
+@dataclass(frozen=True)
 class Figures:
     """What a model costs. `params` counts parameters, not buffers; `bytes` is the size of the file."""
 
@@ -58,6 +68,8 @@ class AnalyzeFacts:
     accuracy: float | None
     groups: list[GroupFacts]
     layers: list[LayerFacts]
+    unknown_ops: dict[str, int] = field(default_factory=dict)
+    why: list[WhyFacts] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -84,8 +96,17 @@ class BudgetFacts:
 
 
 @dataclass(frozen=True)
+class CutFacts:
+    """How many channels of a group stay."""
+
+    group: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
 class PruneFacts:
-    """The result of `prunecli prune` and `prunecli finetune`."""
+    """The result of `prunecli prune`. `pruned` is the model before training won accuracy back, where it was trained."""
 
     model: str
     arch: str | None
@@ -98,7 +119,23 @@ class PruneFacts:
     budget: BudgetFacts | None
     output: str | None
     seconds: float
-    groups: list[dict[str, Any]] = field(default_factory=list)
+    cuts: list[CutFacts] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class FinetuneFacts:
+    """The result of `prunecli finetune`: test accuracy before and after, validation accuracy by epoch."""
+
+    model: str
+    arch: str | None
+    before: Figures
+    after: Figures
+    validation: list[float]
+    verified: Verified | None
+    budget: BudgetFacts | None
+    output: str
+    seconds: float
     notes: list[str] = field(default_factory=list)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,10 @@ class Model:
         """Dtype of the first floating-point parameter."""
         return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
 
+    def after(self, module: nn.Module, cut: Journal) -> Model:
+        """The same model with a smaller module, `cut` since this one."""
+        return replace(self, module=module, journal=self.journal.then(cut))
+
 
 def open_model(
     source: str,
@@ -77,12 +81,13 @@ def open_model(
     Raises:
         InputError: the file, the architecture or their combination cannot be used; the message says why.
     """
-    if _names_architecture(source):
+    if is_architecture(source):
         return _fresh(parse(source), source, input_shape)
     return from_checkpoint(read(source, key=key, trust=trust), arch=arch, input_shape=input_shape)
 
 
-def _names_architecture(source: str) -> bool:
+def is_architecture(source: str) -> bool:
+    """Whether MODEL names an architecture rather than a file."""
     if Path(source).exists():
         return False
     head = source.partition("?")[0]
@@ -110,13 +115,18 @@ def from_checkpoint(
     if checkpoint.config is not None:
         return _from_config(checkpoint, input_shape, common)
     spec, why = _choose(checkpoint, arch)
-    with skeleton(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = build(spec)
+    module = _blank(spec)
     assign(module, checkpoint.state, Journal(), f"{checkpoint.path} as {spec}")
     notes = checkpoint.notes + ([why] if why else [])
     shape = _input(spec, module, input_shape)
     return Model(module=module.eval(), arch=spec, journal=Journal(), input=shape, notes=notes, **common)  # type: ignore[arg-type]
+
+
+def _blank(spec: ArchSpec) -> nn.Module:
+    """The architecture without storage for its parameters."""
+    with skeleton(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return build(spec)
 
 
 def _choose(checkpoint: Checkpoint, arch: str | None) -> tuple[ArchSpec, str]:
@@ -145,9 +155,7 @@ def _from_container(
             f"{checkpoint.path} was made from {spec}, which is user code; a file never says what to import",
             hint=f"if you trust that code, say so: --arch {spec}",
         )
-    with skeleton(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = build(spec)
+    module = _blank(spec)
     try:
         journal = Journal.from_json(container["journal"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:

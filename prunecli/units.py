@@ -52,3 +52,17 @@ def percent(share: float) -> str:
     '81.03 %'
     """
     return f"{100 * share:.2f} %"
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Sizes with ``x`` between them.
+
+    >>> parse_shape("1x3x32x32")
+    (1, 3, 32, 32)
+
+    Raises:
+        ValueError: `text` is anything else.
+    """
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text):
+        raise ValueError(f"{text!r} is not a shape such as 1x3x32x32")
+    return tuple(int(size) for size in text.split("x"))

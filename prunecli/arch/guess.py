@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from prunecli.arch.registry import BUILTIN, build, skeleton
 from prunecli.arch.spec import ArchSpec, parse
+from prunecli.cache import cache_dir
 from prunecli.errors import ArchError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -121,11 +122,6 @@ def index_of(source: str) -> dict[str, str]:
     index = {name: _key(_shapes(parse(name)) or ()) for name in names}
     _save(path, index)
     return index
-
-
-def cache_dir() -> Path:
-    """``$XDG_CACHE_HOME/prunecli``, or ``~/.cache/prunecli``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunecli"
 
 
 def _save(path: Path, index: dict[str, str]) -> None:

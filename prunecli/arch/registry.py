@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunecli.arch import nets
 from prunecli.arch.spec import ArchSpec
-from prunecli.errors import ArchError
+from prunecli.errors import ArchError, InputError
 
 Shape = tuple[int, ...]
 
@@ -87,7 +88,7 @@ def _factory(spec: ArchSpec) -> tuple[Callable[..., Any], dict[str, Any]]:
     if spec.source == "timm":
         timm = _timm()
         return _lookup(spec, timm.list_models(), lambda: lambda **o: timm.create_model(spec.name, **o)), {}
-    return _user_factory(spec), {}
+    return user_function(spec.place, spec.name), {}
 
 
 def _lookup(spec: ArchSpec, known: list[str], get: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
@@ -118,27 +119,38 @@ def _timm() -> Any:
         raise ArchError("timm is not installed", hint="pip install 'prunecli[timm]'") from None
 
 
-def _user_factory(spec: ArchSpec) -> Callable[..., Any]:
+def user_function(place: str, name: str, error: type[InputError] = ArchError) -> Callable[..., Any]:
+    """A function in a user's file (``path/to/net.py``) or installed module.
+
+    Raises:
+        InputError: of the given type, where the place cannot be imported or has no such function.
+    """
     try:
-        if spec.source == "file":
-            path = Path(spec.place).expanduser()
-            if not path.is_file():
-                raise ArchError(f"no such file: {spec.place} (from --arch {spec})")
-            loader = importlib.util.spec_from_file_location(f"prunecli_user_{path.stem}", path)
-            assert loader is not None
-            assert loader.loader is not None
-            module = importlib.util.module_from_spec(loader)
-            loader.loader.exec_module(module)
-        else:
-            module = importlib.import_module(spec.place)
-    except ImportError as error:
-        raise ArchError(f"cannot import {spec.place}: {error}", hint="FILE.py:FUNCTION or MODULE:FUNCTION") from error
-    factory = getattr(module, spec.name, None)
-    if not callable(factory):
+        module = _load_file(place, error) if place.endswith(".py") else importlib.import_module(place)
+    except InputError:
+        raise
+    except Exception as problem:  # the user's code may raise anything
+        raise error(
+            f"cannot import {place}: {type(problem).__name__}: {problem}", hint="FILE.py:FUNCTION or MODULE:FUNCTION"
+        ) from problem
+    found = getattr(module, name, None)
+    if not callable(found):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ArchError(f"{spec.place} has no function {spec.name!r}", hint=f"it has: {', '.join(names[:8]) or 'none'}")
-    found: Callable[..., Any] = factory
-    return found
+        raise error(f"{place} has no function {name!r}", hint=f"it has: {', '.join(names[:8]) or 'none'}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _load_file(place: str, error: type[InputError]) -> ModuleType:
+    path = Path(place).expanduser()
+    if not path.is_file():
+        raise error(f"no such file: {place}")
+    loader = importlib.util.spec_from_file_location(f"prunecli_user_{path.stem}", path)
+    assert loader is not None
+    assert loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    return module
 
 
 def default_input(spec: ArchSpec, module: nn.Module) -> Shape | None:

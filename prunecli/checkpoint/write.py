@@ -7,7 +7,7 @@ import json
 import os
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,8 +24,12 @@ _DTYPES = {
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file that appears under `path` whole, or not at all: temporary file, fsync, rename.
+def atomic(path: Path, check: Callable[[Path], None] = lambda temporary: None) -> Iterator[IO[bytes]]:
+    """A file that appears under `path` whole, or not at all: temporary file, fsync, check, rename.
+
+    Args:
+        path: the final name.
+        check: called with the finished temporary file; what it raises keeps the file from appearing.
 
     Raises:
         OutputError: the folder is missing or cannot be written.
@@ -37,6 +41,7 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
+        check(Path(temporary))
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -102,14 +107,19 @@ def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Ite
         yield dense.reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b""
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], container: Mapping[str, Any] | None = None) -> None:
-    """Write tensors, and our own facts under one metadata key. Shared tensors are stored once."""
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    container: Mapping[str, Any] | None = None,
+    check: Callable[[Path], None] = lambda temporary: None,
+) -> None:
+    """Write tensors, and our own facts under one metadata key. Shared tensors are stored once; `check` as in `atomic`."""
     unique, aliases = split_aliases(tensors)
     metadata = {"format": "pt"}
     if container is not None:
         full = {**container, "aliases": aliases}
         metadata[METADATA_KEY] = json.dumps(full, sort_keys=True, separators=(",", ":"))
-    with atomic(path) as stream:
+    with atomic(path, check) as stream:
         for block in serialize(unique, metadata):
             stream.write(block)
 

@@ -31,6 +31,7 @@ class Search:
         limit: absolute, in units of `cost`.
         min_channels: what every slot keeps at least.
         unit: name of the budget, for messages.
+        whole: what shares in messages refer to; the cost of all channels by default.
     """
 
     channels: Channels
@@ -39,6 +40,7 @@ class Search:
     limit: float
     min_channels: int = 1
     unit: str = "cost"
+    whole: int | None = None
 
     def solve(self, round_to: int = 1) -> Bools:
         """(channels,) what to remove.
@@ -49,11 +51,11 @@ class Search:
         order = self._order()
         least = self._cost(self._remove(order, len(order)))
         if least > self.limit:
-            full = self.cost(np.ones(self.channels.count, dtype=np.bool_))
+            full = self.whole or self.cost(np.ones(self.channels.count, dtype=np.bool_))
             raise InputError(
                 f"the {self.unit} budget {percent(self.limit / full)} cannot be met: "
                 f"the least possible is {percent(least / full)} ({human(least)} of {human(full)})",
-                hint=f"ask for {self.unit}: {np.ceil(1e4 * least / full) / 1e4:.4f} or more, or exclude fewer layers",
+                hint=f"keep {np.ceil(1e4 * least / full) / 1e2:.2f} % or more, or exclude fewer layers",
             )
         removed = self._give_back(self._remove(order, self._fewest(order)), order)
         if round_to > 1:

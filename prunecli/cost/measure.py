@@ -3,31 +3,72 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 
 from prunecli.graph.tape import Example
 
 
 def fvcore_flops(module: nn.Module, example: Example) -> int | None:
-    """FLOPs by fvcore (one multiply-add counts once), or None where fvcore cannot trace the model."""
-    from fvcore.nn import FlopCountAnalysis
+    """FLOPs by fvcore (one multiply-add counts once), or None where fvcore cannot trace the model.
 
-    training = {name: m.training for name, m in module.named_modules()}
-    module.eval()  # in training mode fvcore's trace would move batch-norm statistics
+    Attention, which fvcore leaves out, is counted by handlers of our own.
+    """
+    with _quiet(), _in_eval(module):
+        from fvcore.nn import FlopCountAnalysis
+
+        try:
+            analysis = FlopCountAnalysis(module, tuple(example.args))
+            analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
+            analysis.set_op_handle("aten::baddbmm", _baddbmm)
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            return int(analysis.total())
+        except Exception:  # whatever the tracer of TorchScript raises
+            return None
+
+
+def _attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """q (..., L, E), k (..., S, E), v (..., S, V): two matrix products."""
+    del outputs
+    query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
+    return math.prod(query) * key[-2] + math.prod(query[:-1]) * value[-2] * value[-1]
+
+
+def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
+    del outputs
+    first, second = (tensor.type().sizes() for tensor in inputs[1:3])
+    return math.prod(first) * second[-1]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     logger = logging.getLogger("fvcore")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            analysis = FlopCountAnalysis(module, tuple(example.args))
-            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            return int(analysis.total())
-    except Exception:
-        return None
+            yield
     finally:
         logger.setLevel(level)
-        for name, m in module.named_modules():
-            m.training = training[name]
+
+
+@contextmanager
+def _in_eval(module: nn.Module) -> Iterator[None]:
+    """In training mode fvcore's trace would move batch-norm statistics; the fused attention path hides FLOPs."""
+    training = {part: part.training for part in module.modules()}
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for part, mode in training.items():
+            part.training = mode

@@ -188,9 +188,10 @@ def connect(
             reasons.setdefault(channel, freeze.reason)
     frozen[0] = True
     placed = tuple(Slot(name, dim, channel_of[ids.numpy()]) for (name, dim), ids in slots.items())
+    blocks = {rows.tobytes(): rows for rows in (channel_of[block.numpy()] for block in book.blocks)}
     return Channels(
         tape, labels, channel_of, frozen, reasons, placed, _group(placed, frozen, reasons),
-        tuple(channel_of[rows.numpy()] for rows in book.blocks), reads, pads, dict(book.unknown),
+        tuple(rows for rows in blocks.values() if not frozen[rows].all()), reads, pads, dict(book.unknown),
     )  # fmt: skip
 
 

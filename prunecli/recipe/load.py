@@ -65,9 +65,17 @@ def load(text: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} is not YAML: {_yaml_problem(error)}") from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds no recipe", hint="prunecli recipes show magnitude-flops50")
+    _find_model(data, path.parent)
     for override in overrides:
         _override(data, override)
     return validate(data, path.name, lines)
+
+
+def _find_model(data: dict[str, Any], folder: Path) -> None:
+    """A relative `model` lies beside the recipe, or where the command was given."""
+    beside = folder / str(data.get("model"))
+    if isinstance(data.get("model"), str) and beside.exists():
+        data["model"] = str(beside)
 
 
 def validate(data: Mapping[str, Any], where: str = "recipe", lines: Lines | None = None) -> Recipe:

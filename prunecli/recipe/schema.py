@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from prunecli.units import parse_amount
+from prunecli.units import parse_amount, parse_shape
 
 
 class Closed(BaseModel):
@@ -84,7 +84,7 @@ class Train(Closed):
     warmup_epochs: float = Field(0.0, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     ema: float | None = Field(None, gt=0, lt=1)
-    distill: Distill = Distill()
+    distill: Distill | None = Field(None, description="prune: from the model before; finetune: from --teacher")
     augment: bool = True
     validation: float = Field(0.05, ge=0, lt=1, description="share of the training images held out")
     device: str = "auto"
@@ -105,7 +105,7 @@ class Recipe(Closed):
     version: Literal[1]
     model: str | None = None
     arch: str | None = None
-    input: str | None = None
+    input: str | None = Field(None, description="shape of one input, batch included: 1x3x224x224")
     data: str | None = None
     method: Any = None
     budget: Budget | None = None
@@ -113,6 +113,18 @@ class Recipe(Closed):
     strip: Strip = Strip()
     output: str | None = None
     seed: int = 0
+
+    @field_validator("input")
+    @classmethod
+    def _valid_shape(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_shape(value)
+        return value
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """`input` as numbers."""
+        return None if self.input is None else parse_shape(self.input)
 
     def resolved(self) -> dict[str, Any]:
         """With all defaults, for the file's metadata; paths are left out, so equal runs give equal bytes."""

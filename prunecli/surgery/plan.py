@@ -44,9 +44,9 @@ def _even_out(channels: Channels, removed: Bools, rank: Ints) -> bool:
     changed = False
     for rows in channels.blocks:
         kept = (~removed[rows]).sum(axis=1)
-        for row, count in zip(rows, kept, strict=True):
-            if count < kept.max():
-                changed |= _give_back(row, removed, rank, int(kept.max() - count))
+        most = kept.max()
+        for row in np.flatnonzero(kept < most):
+            changed |= _give_back(rows[row], removed, rank, int(most - kept[row]))
     return changed
 
 

@@ -1,0 +1,27 @@
+"""prunecli export"""
+
+from __future__ import annotations
+
+from prunecli.cli import options
+from prunecli.cli.out import Out
+
+
+def export(
+    model: options.Model,
+    output: options.Output,
+    arch: options.Arch = None,
+    input: options.Input = None,
+    key: options.Key = None,
+    trust: options.Trust = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Hand a model to a runtime: OUT ends in .onnx, .pt2, .ts, .safetensors or .pth."""
+    out = Out(as_json=json, quiet=quiet)
+    with out.failures():
+        shape = options.shape_of(input)
+        from prunecli.pipeline.export import export as run
+        from prunecli.render.terminal import export_report
+
+        facts = run(model, output, arch=arch, input_shape=shape, key=key, trust=trust)
+        out.result(facts, export_report(facts), facts.output)

@@ -1,0 +1,45 @@
+"""prunecli finetune"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from prunecli.cli import options
+from prunecli.cli.out import Out
+
+
+def finetune(
+    model: options.Model,
+    data: Annotated[str, typer.Option(metavar="D", help="What to train on, as in analyze.")],
+    output: options.Output,
+    recipe: Annotated[str | None, typer.Option("--recipe", "-r", metavar="R", help="Training settings.")] = None,
+    teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Distil from this model.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=0, metavar="N", help="Instead of the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    arch: options.Arch = None,
+    input: options.Input = None,
+    set: options.Set = [],  # noqa: B006
+    key: options.Key = None,
+    trust: options.Trust = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Win accuracy back; widths and zeros stay as they are."""
+    out = Out(as_json=json, quiet=quiet)
+    with out.failures():
+        from prunecli.recipe.load import load
+
+        flags = {"arch": arch, "input": input, "train.epochs": epochs}
+        given = [f"{name}={value}" for name, value in flags.items() if value is not None]
+        asked = load(recipe or "finetune-cifar10", [*set, *given])
+        from prunecli.pipeline.finetune import finetune as run
+        from prunecli.render.progress import training_progress
+        from prunecli.render.terminal import finetune_report
+
+        with training_progress(out.talk) as report:
+            facts = run(
+                asked, model, output, data=data, teacher=teacher, resume=resume, key=key, trust=trust, report=report
+            )
+        out.result(facts, finetune_report(facts), facts.output)

@@ -1,0 +1,34 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from prunecli.errors import InputError
+from prunecli.units import parse_shape
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, or an architecture such as torchvision:resnet50.")]
+Arch = Annotated[str | None, typer.Option(metavar="A", help="Architecture of the checkpoint; guessed by default.")]
+Input = Annotated[str | None, typer.Option(metavar="SHAPE", help="Shape of one input, batch included: 1x3x224x224.")]
+Data = Annotated[str | None, typer.Option(metavar="D", help="digits, folder:PATH, cifar10[:ROOT], imagenet:ROOT, fake:SHAPE, FILE.py:build.")]
+Output = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes.")]
+Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe: method.p=1.")]
+Key = Annotated[str | None, typer.Option(metavar="K", help="Entry of a nested checkpoint that holds the weights.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Allow files that execute code when they are read.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")]
+
+
+def shape_of(text: str | None) -> tuple[int, ...] | None:
+    """The value of --input.
+
+    Raises:
+        InputError: it is no shape.
+    """
+    try:
+        return None if text is None else parse_shape(text)
+    except ValueError as error:
+        raise InputError(f"--input {error}", hint="--input 1x3x32x32") from error

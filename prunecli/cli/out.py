@@ -1,0 +1,89 @@
+"""stdout is data, stderr is talk; every failure is one message and an exit status."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from rich.console import Console, RenderableType
+
+from prunecli.errors import PrunecliError
+from prunecli.facts import to_json
+
+INTERRUPTED = 130
+
+
+class Out:
+    """Where a command writes."""
+
+    def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
+        self.as_json = as_json
+        self._documented = False
+        self.talk = Console(stderr=True, quiet=quiet, highlight=False)
+        self._failed = Console(stderr=True, highlight=False)
+        # off a terminal nothing is folded to a guessed width
+        self._results = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+    def notes(self, notes: list[str]) -> None:
+        """Choices that were made, on stderr."""
+        for note in notes:
+            self.talk.print(f"note: {note}", style="dim", markup=False, soft_wrap=True)
+
+    def document(self, document: dict[str, Any]) -> None:
+        """One JSON object; what comes after the first is on stderr alone."""
+        if self._documented:
+            return
+        self._documented = True
+        sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+    def table(self, report: RenderableType) -> None:
+        """A human's result on stdout."""
+        self._results.print(report)
+
+    def result(self, facts: Any, report: RenderableType, line: str | None) -> None:
+        """The facts as JSON; or the report on stderr and one line, such as the path written, on stdout."""
+        self.notes(getattr(facts, "notes", []))
+        if self.as_json:
+            self.document(to_json(facts))
+            return
+        self.talk.print(report)
+        if line is not None:
+            sys.stdout.write(f"{line}\n")
+
+    @contextlib.contextmanager
+    def failures(self) -> Iterator[None]:
+        """Turn exceptions into a message and an exit status."""
+        try:
+            yield
+            sys.stdout.flush()
+        except PrunecliError as error:
+            self._fail(error.problem, error.hint, error.exit_status)
+        except KeyboardInterrupt:
+            self._fail("interrupted", "", INTERRUPTED)
+        except BrokenPipeError:  # the reader of a pipe went away; nothing is left to say to it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except MemoryError:
+            self._fail("out of memory", "a smaller --input or train.batch_size", 1)
+        except OSError as error:
+            self._fail(f"{error.filename or 'input or output'}: {error.strerror or error}", "check the path and the disk", 2)
+        except Exception as error:
+            if os.environ.get("PRUNECLI_TRACEBACK"):
+                traceback.print_exc()
+            text = str(error).strip().splitlines()
+            hint = "please report this; PRUNECLI_TRACEBACK=1 shows where it happened"
+            self._fail(f"internal error: {type(error).__name__}: {text[0] if text else ''}", hint, 1)
+
+    def _fail(self, problem: str, hint: str, status: int) -> None:
+        if self.as_json:
+            self.document({"error": {"problem": problem, "try": hint, "exit_status": status}})
+        self._failed.print(f"error: {problem}", style="red", markup=False, soft_wrap=True)
+        if hint:
+            self._failed.print(f"try: {hint}", markup=False, soft_wrap=True)
+        raise typer.Exit(status)

@@ -1,0 +1,1 @@
+"""Handing a model to a runtime: one function for each suffix."""

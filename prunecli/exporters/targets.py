@@ -1,0 +1,170 @@
+"""Export targets by suffix. Each writes the file and runs it, so that what it reports was seen."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.checkpoint.read import read
+from prunecli.checkpoint.write import write_tensors
+from prunecli.errors import InputError, VerificationError
+from prunecli.graph.tape import Example, output_tensors
+
+TOLERANCE = 1e-4  # of the largest output, float32
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format: its name, how it is written, and who runs it to check."""
+
+    title: str
+    runtime: str
+    write: Callable[[nn.Module, Example, Path], None]
+    run: Callable[[Path, Example], list[Tensor]] | None
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Exporters talk to stdout, stderr and three loggers; none of it is for the user."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        previous = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(previous)
+
+
+def _program(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
+    """Exported with a free batch size, or with the given one where the model fixes it."""
+    pair = example.map(lambda t: torch.cat([t, t]))
+    shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in pair.args)
+    try:
+        return torch.export.export(module, pair.args, dict(pair.kwargs), dynamic_shapes=shapes)
+    except Exception:  # torch.export has no common base for its errors
+        return torch.export.export(module, example.args, dict(example.kwargs))
+
+
+def _write_onnx(module: nn.Module, example: Example, path: Path) -> None:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"ONNX export needs {error.name}", hint="pip install 'prunecli[export]'") from error
+    program = torch.onnx.export(_program(module, example), dynamo=True, verbose=False)
+    assert program is not None
+    program.save(str(path), external_data=False)
+
+
+def _run_onnx(path: Path, example: Example) -> list[Tensor]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError("checking the ONNX file needs onnxruntime", hint="pip install 'prunecli[export]'") from error
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), example.args, strict=True)}
+    return [torch.from_numpy(output) for output in session.run(None, feed)]
+
+
+def _write_pt2(module: nn.Module, example: Example, path: Path) -> None:
+    torch.export.save(_program(module, example), path)
+
+
+def _run_pt2(path: Path, example: Example) -> list[Tensor]:
+    return output_tensors(torch.export.load(path).module()(*example.args))
+
+
+def _write_torchscript(module: nn.Module, example: Example, path: Path) -> None:
+    traced = torch.jit.trace(module, example.args, check_trace=False, strict=False)
+    traced.save(str(path))
+
+
+def _run_torchscript(path: Path, example: Example) -> list[Tensor]:
+    return output_tensors(torch.jit.load(str(path))(*example.args))
+
+
+def _write_state(module: nn.Module, example: Example, path: Path) -> None:
+    del example
+    write_tensors(path, dict(module.state_dict(keep_vars=True)))
+
+
+def _write_torch_state(module: nn.Module, example: Example, path: Path) -> None:
+    del example
+    torch.save({name: tensor.detach().clone() for name, tensor in module.state_dict().items()}, path)
+
+
+TARGETS: dict[str, Target] = {
+    ".onnx": Target("ONNX", "onnxruntime", _write_onnx, _run_onnx),
+    ".pt2": Target("torch.export", "torch.export", _write_pt2, _run_pt2),
+    ".ts": Target("TorchScript", "torch.jit", _write_torchscript, _run_torchscript),
+    ".safetensors": Target("state dict (safetensors)", "read back", _write_state, None),
+    ".pth": Target("state dict (torch.save)", "read back", _write_torch_state, None),
+}
+
+
+def target_for(path: Path) -> Target:
+    """The target of a suffix.
+
+    Raises:
+        InputError: the suffix is unknown.
+    """
+    if path.suffix not in TARGETS:
+        known = ", ".join(TARGETS)
+        raise InputError(f"unknown export suffix {path.suffix or '(none)'!r} of {path.name}", hint=f"known: {known}")
+    return TARGETS[path.suffix]
+
+
+def write_and_run(target: Target, module: nn.Module, example: Example, tests: list[Example], path: Path) -> float:
+    """Write the file and return the largest difference of its outputs from the module's.
+
+    Args:
+        target: from `target_for`.
+        module: in eval mode.
+        example: one input, for the exporter.
+        tests: inputs to compare on; those with another batch size only where the file takes them.
+        path: is written.
+
+    Raises:
+        InputError: the exporter cannot carry this model, or its library is missing.
+        VerificationError: the file computes something else.
+    """
+    try:
+        with _hushed(), torch.no_grad():
+            target.write(module, example, path)
+            worst = _compare(target, module, tests, path)
+    except (InputError, VerificationError):
+        raise
+    except Exception as error:  # exporters raise whatever they meet
+        text = str(error).strip().splitlines()
+        raise InputError(f"{target.title} cannot carry this model: {type(error).__name__}: {text[0] if text else ''}") from error
+    return worst
+
+
+def _compare(target: Target, module: nn.Module, tests: list[Example], path: Path) -> float:
+    if target.run is None:
+        _same_tensors(module, path)
+        return 0.0
+    worst = 0.0
+    for test in tests:
+        expected = output_tensors(module(*test.args))
+        for a, b in zip(expected, target.run(path, test), strict=True):
+            error = float((a - b).abs().max())
+            if not error <= TOLERANCE * max(1.0, float(a.abs().max())):
+                raise VerificationError(f"the {target.title} file differs by {error:.2e} in {target.runtime}; nothing was written")
+            worst = max(worst, error)
+    return worst
+
+
+def _same_tensors(module: nn.Module, path: Path) -> None:
+    state = read(path).state
+    if any(not torch.equal(state[name], tensor) for name, tensor in module.state_dict().items()):
+        raise VerificationError("the written state dict differs from the model; nothing was written")

@@ -1,0 +1,101 @@
+"""Write the result: assemble the metadata, reload what was written, compare, and only then let the file appear."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.checkpoint.journal import Journal
+from prunecli.checkpoint.read import read, sha256
+from prunecli.checkpoint.write import write_tensors
+from prunecli.errors import VerificationError
+from prunecli.facts import BudgetFacts, Verified
+from prunecli.graph.tape import output_tensors
+from prunecli.model import Model, assign, from_checkpoint
+from prunecli.surgery.verify import random_example
+
+
+def container(
+    model: Model,
+    *,
+    recipe: Mapping[str, Any] | None,
+    verified: Verified | None,
+    budget: BudgetFacts | None,
+    evaluation: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The metadata of the file. Nothing in it depends on when or where the run took place."""
+    return {
+        "format_version": 1,
+        "arch": None if model.arch is None else str(model.arch),
+        "input": list(model.input),
+        "journal": model.journal.to_json(),
+        "recipe": recipe,
+        "parent_sha256": parent_digest(model),
+        "verified": None if verified is None else asdict(verified),
+        "budget": None if budget is None else asdict(budget),
+        "evaluation": evaluation,
+        "versions": {"prunecli": version("prunecli"), "torch": torch.__version__},
+    }
+
+
+def parent_digest(model: Model) -> str | None:
+    """SHA-256 of the file the model came from."""
+    return None if model.path is None else sha256(model.path)
+
+
+def identity(*parts: object) -> str:
+    """A digest of everything that makes a run what it is."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
+
+
+def write(path: Path, model: Model, opened: Model, metadata: Mapping[str, Any]) -> None:
+    """Write `model`; the file appears only if it reloads to bit-identical outputs.
+
+    Args:
+        path: of the result.
+        model: what is written.
+        opened: the same model as it was opened; gives the classes of a module without an architecture name.
+        metadata: from `container`.
+
+    Raises:
+        VerificationError: the reloaded model differs from the one in memory.
+    """
+    tensors = dict(model.module.state_dict(keep_vars=True))
+    write_tensors(path, tensors, metadata, _same_after_reload(model, opened))
+
+
+def _same_after_reload(model: Model, opened: Model) -> Callable[[Path], None]:
+    def check(path: Path) -> None:
+        reloaded = _reload(path, model, opened)
+        example = random_example(model.example, seed=1).to(dtype=model.dtype)
+        with torch.no_grad():
+            expected, found = (
+                output_tensors(m.eval()(*example.args, **example.kwargs)) for m in (model.module, reloaded)
+            )
+        if len(expected) != len(found) or not all(map(_identical, expected, found)):
+            raise VerificationError("the file does not reload to the model that was written; nothing was written")
+
+    return check
+
+
+def _identical(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(torch.nan_to_num(first), torch.nan_to_num(second))
+
+
+def _reload(path: Path, model: Model, opened: Model) -> nn.Module:
+    checkpoint = read(path)
+    if model.arch is not None:
+        return from_checkpoint(checkpoint, arch=str(model.arch), input_shape=model.input).module
+    module = copy.deepcopy(opened.module)
+    assert checkpoint.container is not None
+    journal = Journal.from_json(checkpoint.container["journal"])
+    assign(module, checkpoint.state, journal, str(path))
+    return module.eval()

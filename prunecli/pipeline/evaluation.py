@@ -1,0 +1,45 @@
+"""Accuracy, where data is given."""
+
+from __future__ import annotations
+
+import torch
+
+from prunecli.errors import DataError
+from prunecli.graph.tape import Example
+from prunecli.model import Model
+from prunecli.train.data import Data, open_data
+from prunecli.train.evaluate import accuracy, logits
+
+
+def data_for(model: Model, text: str) -> Data:
+    """Open a data set and check that it fits the model.
+
+    Raises:
+        DataError: it does not, or the model is no classifier.
+    """
+    with torch.no_grad():
+        try:
+            found = logits(model.module(*model.example.args))
+        except Exception as error:  # the user's forward may raise anything
+            shape = "x".join(map(str, model.input))
+            raise DataError(f"the model does not run on an input {shape}: {error}", hint="check --input") from error
+    if found.ndim != 2:
+        raise DataError(f"the model gives {tuple(found.shape)}; accuracy needs (N, classes)")
+    return open_data(text, model.input[1:], found.shape[1])
+
+
+def measure_accuracy(model: Model, text: str | None) -> float | None:
+    """Top-1 on the test images, None without data."""
+    return None if text is None else accuracy(model.module, data_for(model, text).test)
+
+
+def real_example(model: Model, data: Data, count: int = 8) -> Example:
+    """A batch of real test images."""
+    indices = torch.arange(min(count, len(data.test.labels)))
+    return Example((next(iter(data.test.batches([indices]))).to(model.dtype),))
+
+
+def evaluated(data: str | None, before: float | None, after: float | None) -> dict[str, str | float | None]:
+    """What the file's metadata says about accuracy; the place of the data is nobody's business."""
+    kind = None if data is None else data.partition("?")[0].partition(":")[0]
+    return {"data": kind, "accuracy_before": before, "accuracy": after}

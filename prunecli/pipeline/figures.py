@@ -1,0 +1,50 @@
+"""What a model costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.cost.measure import fvcore_flops
+from prunecli.facts import Figures
+from prunecli.model import Model
+
+
+def count(tensors: Mapping[str, Tensor]) -> tuple[int, int, float]:
+    """(elements, non-zero elements, share of zeros)."""
+    params = sum(t.numel() for t in tensors.values())
+    nonzero = sum(int(torch.count_nonzero(t)) for t in tensors.values())
+    return params, nonzero, 1 - nonzero / params if params else 0.0
+
+
+def figures(model: Model, module: nn.Module, size: int, accuracy: float | None = None) -> Figures:
+    """Figures of `module`, a stage of `model`.
+
+    Args:
+        model: gives the input.
+        module: what is counted.
+        size: bytes of its file.
+        accuracy: where it is known.
+    """
+    params, nonzero, sparsity = count(dict(module.named_parameters()))
+    return Figures(params, nonzero, sparsity, fvcore_flops(module, model.example), size, accuracy)
+
+
+def tensor_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers, shared ones once."""
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def source_bytes(model: Model) -> int:
+    """Size of the file (all weights of a folder), or of the tensors where there is no file."""
+    if model.path is None:
+        return tensor_bytes(model.module)
+    return path_bytes(model.path)
+
+
+def path_bytes(path: Path) -> int:
+    """Size of a file, or of the weights in a folder."""
+    return sum(f.stat().st_size for f in path.glob("*.safetensors")) if path.is_dir() else path.stat().st_size

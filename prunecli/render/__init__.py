@@ -1,0 +1,1 @@
+"""Facts as tables, pages and progress. No torch here."""

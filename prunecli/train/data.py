@@ -1,0 +1,288 @@
+"""Data sets by name.
+
+    digits                      built in: 1797 handwritten digits, 1x8x8
+    folder:PATH                 one folder for each class, in train/ and test/ (or val/)
+    imagenet:ROOT               the same, with val/
+    cifar10[:ROOT]  cifar100[:ROOT]  fashionmnist[:ROOT]      from torchvision; without ROOT they are downloaded
+    fake:3x32x32                random pixels and labels
+    path/to/data.py:build       a function that returns (train, test)
+
+``?mean=0.49,0.48,0.45&std=0.2,0.2,0.2`` at the end replaces the normalisation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunecli.arch.registry import user_function
+from prunecli.cache import cache_dir
+from prunecli.errors import DataError
+from prunecli.train.split import ArraySplit, DatasetSplit, FileSplit, Normalisation, Split, read_image
+from prunecli.units import parse_shape
+
+COLOUR = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = Normalisation((0.5,), (0.5,))
+SMALL = 64  # images up to this many pixels a side are kept decoded in memory
+_FORMATS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: two splits, opened when they are used, and the number of classes."""
+
+    name: str
+    open_train: Callable[[], Split]
+    open_test: Callable[[], Split]
+    classes: int
+
+    @cached_property
+    def train(self) -> Split:
+        """Images to train on."""
+        return self.open_train()
+
+    @cached_property
+    def test(self) -> Split:
+        """Images to measure accuracy on."""
+        return self.open_test()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the model takes and gives: (C, H, W) and the number of outputs."""
+
+    shape: tuple[int, ...]
+    classes: int
+
+
+def open_data(text: str, shape: Sequence[int], classes: int) -> Data:
+    """Open a data set for a model.
+
+    Args:
+        text: DATA as on the command line.
+        shape: (C, H, W) of the model's input.
+        classes: number of the model's outputs.
+
+    Raises:
+        DataError: unknown or missing data, or images and labels that do not fit the model.
+    """
+    head, _, query = text.partition("?")
+    kind, _, place = head.partition(":")
+    wanted = _Wanted(tuple(shape), classes)
+    if kind in SETS:
+        data = SETS[kind](text, place, wanted, _normalisation(query, text, wanted.shape[0] if wanted.shape else 3))
+    elif ":" in head and (kind.endswith(".py") or "." in kind):
+        data = _user(head)
+    else:
+        near = difflib.get_close_matches(kind, SETS, 1)
+        known = ", ".join((*SETS, "FILE.py:FUNCTION"))
+        raise DataError(f"unknown data {text!r}", hint=f"did you mean {near[0]!r}?" if near else f"known: {known}")
+    _check_fit(data, wanted)
+    return data
+
+
+def _normalisation(query: str, text: str, channels: int) -> Normalisation:
+    default = GREY if channels == 1 else COLOUR
+    options = dict(parse_qsl(query))
+    if unknown := set(options) - {"mean", "std"}:
+        raise DataError(f"{text!r}: unknown option {', '.join(sorted(unknown))}", hint="options: mean, std")
+    try:
+        mean, std = (tuple(float(x) for x in options[k].split(",")) if k in options else None for k in ("mean", "std"))
+    except ValueError as error:
+        raise DataError(f"{text!r}: {error}", hint="for example ?mean=0.49,0.48,0.45&std=0.2,0.2,0.2") from error
+    chosen = Normalisation(mean or default.mean, std or default.std)
+    if {len(chosen.mean), len(chosen.std)} - {1, channels} or not all(chosen.std):
+        raise DataError(f"{text!r}: mean and std need one non-zero number for each of the {channels} channels")
+    return chosen
+
+
+def _check_fit(data: Data, wanted: _Wanted) -> None:
+    if wanted.shape and tuple(data.test.shape) != wanted.shape:
+        found, asked = ("x".join(map(str, s)) for s in (data.test.shape, wanted.shape))
+        raise DataError(
+            f"{data.name}: the images are {found}, the model takes {asked}",
+            hint=f"another data set, or --input 1x{found} if the network can take that",
+        )
+    if data.classes != wanted.classes:
+        raise DataError(
+            f"{data.name} has {data.classes} classes, the model has {wanted.classes} outputs",
+            hint="check the data set, or the num_classes of the architecture",
+        )
+
+
+def _digits(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> Data:
+    """The optical digits of the UCI repository (Alpaydin and Kaynak 1998); the last 360 are the test images."""
+    del text, place, wanted
+    path = Path(__file__).resolve().parents[1] / "datasets" / "digits.npz"
+    with np.load(path, allow_pickle=False) as file:
+        images = torch.from_numpy(file["images"]).unsqueeze(1).float().mul(255 / 16).round().to(torch.uint8)
+        labels = torch.from_numpy(file["labels"]).long()
+    first, last = slice(0, -360), slice(-360, None)
+    return Data(
+        "digits",
+        lambda: ArraySplit(images[first], labels[first], normalise, flip=False),
+        lambda: ArraySplit(images[last], labels[last], normalise, flip=False),
+        classes=10,
+    )
+
+
+def _folder(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> Data:
+    root = Path(place).expanduser()
+    if not place or not root.is_dir():
+        raise DataError(f"no such folder: {place or '(empty)'} (from {text!r})", hint="folder:PATH with train/ and test/")
+    test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if test is None or not (root / "train").is_dir():
+        raise DataError(f"{root} has no train/ and test/ (or val/)", hint="each holds one folder for each class")
+    classes = _classes(root / "train")
+    if _classes(test) != classes:
+        raise DataError(f"{root}/train and {test} have different classes")
+    return Data(
+        text,
+        lambda: _files(root / "train", classes, wanted.shape, normalise),
+        lambda: _files(test, classes, wanted.shape, normalise),
+        classes=len(classes),
+    )
+
+
+def _classes(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+
+
+def _files(folder: Path, classes: list[str], shape: tuple[int, ...], normalise: Normalisation) -> Split:
+    found = [
+        (entry.path, number)
+        for number, name in enumerate(classes)
+        for entry in sorted(os.scandir(folder / name), key=lambda e: e.name)
+        if entry.name.lower().endswith(_FORMATS)
+    ]
+    if not found:
+        raise DataError(f"{folder} holds no images", hint=f"known formats: {', '.join(_FORMATS)}")
+    paths, labels = tuple(p for p, _ in found), torch.tensor([n for _, n in found])
+    size = _first_image(paths[0], shape[0])
+    if max(size[1:]) <= SMALL:
+        return ArraySplit(_decoded(folder, paths, size), labels, normalise)
+    if any(have < want for have, want in zip(size[1:], shape[1:], strict=True)):
+        return FileSplit(paths, labels, size, normalise)  # too small: the caller's check says so
+    return FileSplit(paths, labels, shape, normalise)
+
+
+def _first_image(path: str, channels: int) -> tuple[int, ...]:
+    return tuple(_read(path, channels).shape)
+
+
+def _read(path: str, channels: int) -> Tensor:
+    try:
+        return read_image(path, channels)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no readable image: {error}") from error
+
+
+def _decoded(folder: Path, paths: Sequence[str], size: tuple[int, ...]) -> Tensor:
+    """All images of a folder as one uint8 array (N, C, H, W), decoded once and kept in the cache."""
+    stamp = [str(folder.resolve()), str(size), str(len(paths)), *(f"{os.stat(p).st_mtime_ns}" for p in paths[:: max(1, len(paths) // 64)])]
+    key = hashlib.sha256("\n".join(stamp).encode()).hexdigest()[:16]
+    path = cache_dir() / f"images-{key}.npy"
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError):
+        pass
+    images = [_read(p, size[0]) for p in paths]
+    odd = next((i for i, image in enumerate(images) if tuple(image.shape) != size), None)
+    if odd is not None:
+        raise DataError(f"{paths[odd]} is {'x'.join(map(str, images[odd].shape[1:]))}, {paths[0]} is not", hint="small images must all have one size")
+    stacked = torch.stack(images)
+    _keep(path, stacked)
+    return stacked
+
+
+def _keep(path: Path, images: Tensor) -> None:
+    """A cache that cannot be written is no error."""
+    from prunecli.checkpoint.write import atomic
+    from prunecli.errors import OutputError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as stream:
+            np.save(stream, images.numpy())
+    except (OSError, OutputError):
+        return
+
+
+def _torchvision(name: str) -> Callable[[str, str, _Wanted, Normalisation], Data]:
+    def build(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> Data:
+        del wanted
+        import torchvision
+
+        root = Path(place).expanduser() if place else cache_dir() / "data"
+        kind = getattr(torchvision.datasets, name)
+        try:
+            sets = [kind(str(root), train=train, download=not place) for train in (True, False)]
+        except Exception as error:  # torchvision raises what urllib, zip and pickle happen to raise
+            raise DataError(f"{text}: {error}", hint=f"{text.partition(':')[0]}:ROOT for a copy you have") from error
+        train, test = sets
+        return Data(text, lambda: _array(train, normalise), lambda: _array(test, normalise), len(train.classes))
+
+    return build
+
+
+def _array(dataset: Any, normalise: Normalisation) -> ArraySplit:
+    pixels = torch.as_tensor(dataset.data)
+    images = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
+    return ArraySplit(images, torch.as_tensor(dataset.targets).long(), normalise)
+
+
+def _fake(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> Data:
+    try:
+        shape = parse_shape(place)
+    except ValueError as error:
+        raise DataError(f"{text!r}: {error}", hint="fake:3x32x32") from error
+
+    def split(count: int, seed: int) -> ArraySplit:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, 256, (count, *shape), generator=generator, dtype=torch.uint8)
+        return ArraySplit(images, torch.randint(0, wanted.classes, (count,), generator=generator), normalise)
+
+    return Data(text, lambda: split(512, 0), lambda: split(256, 1), classes=wanted.classes)
+
+
+def _user(text: str) -> Data:
+    place, _, name = text.rpartition(":")
+    built = user_function(place, name, DataError)()
+    if not isinstance(built, list | tuple) or len(built) != 2:
+        raise DataError(f"{text} returned {type(built).__name__}, expected (train, test)")
+    train, test = (_user_split(text, part) for part in built)
+    return Data(text, lambda: train, lambda: test, classes=int(max(train.labels.max(), test.labels.max())) + 1)
+
+
+def _user_split(text: str, part: Any) -> Split:
+    if isinstance(part, list | tuple) and len(part) == 2:
+        images, labels = (torch.as_tensor(x) for x in part)
+        if images.ndim != 4 or len(images) != len(labels):
+            raise DataError(f"{text}: expected images (N, C, H, W) and labels (N,)")
+        return ArraySplit(images, labels.long(), GREY if images.shape[1] == 1 else COLOUR)
+    if not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
+        raise DataError(f"{text}: each split is (images, labels) or a torch Dataset, not {type(part).__name__}")
+    labels = torch.tensor([int(part[i][1]) for i in range(len(part))])
+    return DatasetSplit(part, labels, tuple(torch.as_tensor(part[0][0]).shape))
+
+
+SETS: dict[str, Callable[[str, str, _Wanted, Normalisation], Data]] = {
+    "digits": _digits,
+    "folder": _folder,
+    "imagenet": _folder,
+    "cifar10": _torchvision("CIFAR10"),
+    "cifar100": _torchvision("CIFAR100"),
+    "fashionmnist": _torchvision("FashionMNIST"),
+    "fake": _fake,
+}

@@ -1,0 +1,39 @@
+"""Accuracy of a model on a split."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.graph.tape import output_tensors
+from prunecli.train.split import Split
+
+BATCH = 256
+
+
+def logits(output: object) -> Tensor:
+    """(N, classes): the first tensor of whatever a classifier returned."""
+    return output_tensors(output)[0]
+
+
+def in_batches(indices: Tensor, size: int) -> list[Tensor]:
+    """Consecutive pieces of at most `size` indices."""
+    return list(indices.split(size))
+
+
+def accuracy(module: nn.Module, split: Split, indices: Tensor | None = None) -> float:
+    """Top-1 accuracy in [0, 1], in eval mode, on the device and in the dtype of the parameters."""
+    home = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    indices = torch.arange(len(split.labels)) if indices is None else indices
+    batches = in_batches(indices, BATCH)
+    training = module.training
+    module.eval()
+    right = 0
+    try:
+        with torch.no_grad():
+            for chosen, images in zip(batches, split.batches(batches), strict=True):
+                found = logits(module(images.to(home.device, home.dtype))).argmax(1).cpu()
+                right += int((found == split.labels[chosen]).sum())
+    finally:
+        module.train(training)
+    return right / max(1, len(indices))

@@ -1,0 +1,341 @@
+"""The one training loop: fine-tuning now, and every method that trains.
+
+A run is a pure function of (weights, data, settings, seed) on one CPU: the order of the images and their
+augmentation follow from seed and epoch, the learning rate from the step. What cannot be computed again
+(weights, optimizer, averages, random state) is saved now and then, so a killed run continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunecli.errors import CheckpointError, InputError
+from prunecli.graph.tape import output_tensors
+from prunecli.recipe.schema import Distill, Train
+from prunecli.train.data import Data
+from prunecli.train.evaluate import accuracy, in_batches
+from prunecli.train.schedule import learning_rate
+
+AUXILIARY = 0.3  # weight of auxiliary heads (Szegedy et al. 2015)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Progress after one step. `accuracy` is that of the last validation, None before the first."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+    accuracy: float | None
+    finished_epoch: bool
+
+
+class Hook:
+    """What a method adds to the loop; the base adds nothing."""
+
+    def after_step(self, module: nn.Module) -> None:
+        """Called after each optimizer step."""
+
+    def state(self) -> dict[str, Any]:
+        """What must be saved to continue: tensors and plain values."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+
+
+class KeepZeros(Hook):
+    """Weights that are zero at the start stay zero."""
+
+    def __init__(self, module: nn.Module) -> None:
+        zeros = {name: p == 0 for name, p in module.named_parameters() if p.ndim > 1}
+        self._zeros = {name: zero for name, zero in zeros.items() if bool(zero.any())}
+
+    def after_step(self, module: nn.Module) -> None:
+        """Put the zeros back."""
+        parameters = dict(module.named_parameters())
+        with torch.no_grad():
+            for name, zero in self._zeros.items():
+                parameters[name].masked_fill_(zero.to(parameters[name].device), 0)
+
+    def state(self) -> dict[str, Any]:
+        """The masks, since later weights may be zero by accident."""
+        return dict(self._zeros)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self._zeros = dict(state)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The trained model (the best by validation) and its validation accuracy after each epoch."""
+
+    module: nn.Module
+    accuracies: list[float]
+
+
+@dataclass
+class _Run:
+    """All that changes while training."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: torch.optim.swa_utils.AveragedModel | None
+    hooks: Sequence[Hook]
+    step: int = 0
+    accuracies: list[float] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+
+    @property
+    def result(self) -> nn.Module:
+        """The weights that count: the average where there is one."""
+        return self.average.module if self.average is not None else self.module
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "hooks": [hook.state() for hook in self.hooks],
+            "step": self.step,
+            "accuracies": self.accuracies,
+            "best": self.best,
+            "random": torch.get_rng_state(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for hook, saved in zip(self.hooks, state["hooks"], strict=True):
+            hook.restore(saved)
+        self.step, self.accuracies, self.best = state["step"], state["accuracies"], state["best"]
+        torch.set_rng_state(state["random"])
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Where the resumable state goes, what identifies the run, and whether to continue from it."""
+
+    path: Path
+    identity: str
+    resume: bool = False
+    seconds: float = 60.0
+
+    def save(self, run: _Run) -> None:
+        """Write the state whole or not at all."""
+        from prunecli.checkpoint.write import atomic
+
+        with atomic(self.path) as stream:
+            torch.save({"identity": self.identity, **run.state()}, stream)
+
+    def load(self) -> dict[str, Any] | None:
+        """The saved state, or None where there is none yet.
+
+        Raises:
+            InputError: the state is damaged or belongs to another run.
+        """
+        if not self.resume or not self.path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error}", hint="start again without --resume") from error
+        if state.get("identity") != self.identity:
+            raise InputError(
+                f"{self.path} belongs to another run (other model, data or settings)",
+                hint="give the same arguments as before, or start again without --resume",
+            )
+        return state
+
+
+def fit(
+    module: nn.Module,
+    data: Data,
+    settings: Train,
+    *,
+    seed: int = 0,
+    teacher: nn.Module | None = None,
+    hooks: Sequence[Hook] = (),
+    saver: Saver | None = None,
+    report: Callable[[Tick], None] = lambda tick: None,
+) -> Fit:
+    """Train a copy of `module`.
+
+    Args:
+        module: stays as it is.
+        data: training images; a seeded part of them is held out for validation.
+        settings: of the recipe.
+        seed: of order, augmentation and dropout.
+        teacher: distil from it (Hinton et al. 2015).
+        hooks: what a method adds.
+        saver: where to write the resumable state.
+        report: called after each step.
+
+    Raises:
+        InputError: the device is not there, or the saved state does not belong to this run.
+    """
+    device = _device(settings.device)
+    layout = torch.channels_last if settings.channels_last else torch.preserve_format
+    student = copy.deepcopy(module).to(device, memory_format=layout)
+    run = _Run(student, _optimizer(student, settings), _average(student, settings), hooks)
+    loss_of = _Loss(settings, None if teacher is None else copy.deepcopy(teacher).eval().to(device))
+    kept, held_out = _hold_out(len(data.train.labels), settings.validation, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        saved = saver.load() if saver else None
+        if saved is not None:
+            run.restore(saved)
+        _train(run, data, settings, loss_of, (kept, held_out), seed, saver, report)
+    result = run.result
+    if run.best is not None:
+        result.load_state_dict(run.best)
+    return Fit(result.to("cpu", memory_format=torch.contiguous_format).eval(), run.accuracies)
+
+
+def _train(
+    run: _Run,
+    data: Data,
+    settings: Train,
+    loss_of: _Loss,
+    indices: tuple[Tensor, Tensor],
+    seed: int,
+    saver: Saver | None,
+    report: Callable[[Tick], None],
+) -> None:
+    kept, held_out = indices
+    per_epoch = -(-len(kept) // settings.batch_size)
+    steps, saved_at, started = settings.epochs * per_epoch, time.monotonic(), time.monotonic()
+    images_seen = 0
+    while run.step < steps:
+        epoch, position = divmod(run.step, per_epoch)
+        order = kept[torch.randperm(len(kept), generator=_generator(seed, epoch))]
+        batches = in_batches(order, settings.batch_size)[position:]
+        augment = (seed + 1) * 100_003 + epoch if settings.augment else None
+        for chosen, images in zip(batches, data.train.batches(batches, augment), strict=True):
+            rate = learning_rate(settings, run.step, steps, per_epoch)
+            loss = _step(run, loss_of, images, data.train.labels[chosen], rate)
+            images_seen += len(chosen)
+            last = run.step % per_epoch == 0
+            if last:
+                _validate(run, data, held_out)
+            speed = images_seen / (time.monotonic() - started)
+            known = run.accuracies[-1] if run.accuracies else None
+            report(Tick(epoch, settings.epochs, run.step, steps, loss, speed, known, last))
+            if saver and time.monotonic() - saved_at >= saver.seconds:
+                saver.save(run)
+                saved_at = time.monotonic()
+
+
+def _step(run: _Run, loss_of: _Loss, images: Tensor, labels: Tensor, rate: float) -> float:
+    run.module.train()
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    loss = loss_of(run.module, images, labels)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    run.optimizer.step()
+    for hook in run.hooks:
+        hook.after_step(run.module)
+    if run.average is not None:
+        run.average.update_parameters(run.module)
+    run.step += 1
+    return float(loss.detach())
+
+
+def _validate(run: _Run, data: Data, held_out: Tensor) -> None:
+    """Keep the weights where they are the best so far; without validation images the last ones count."""
+    if not len(held_out):
+        return
+    now = accuracy(run.result, data.train, held_out)
+    if not run.accuracies or now >= max(run.accuracies):
+        run.best = {name: t.detach().cpu().clone() for name, t in run.result.state_dict().items()}
+    run.accuracies.append(now)
+
+
+class _Loss:
+    """Cross entropy, plus auxiliary heads and distillation where there are any."""
+
+    def __init__(self, settings: Train, teacher: nn.Module | None) -> None:
+        self._settings = settings
+        self._teacher = teacher
+
+    def __call__(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        home = next(module.parameters())
+        layout = torch.channels_last if self._settings.channels_last else torch.preserve_format
+        images = images.to(home.device, memory_format=layout)
+        labels = labels.to(home.device)
+        with torch.autocast(home.device.type, torch.bfloat16, enabled=self._settings.bf16):
+            main, *others = output_tensors(module(images))
+            loss = self._classify(main, labels)
+            for other in (o for o in others if o.shape == main.shape):
+                loss = loss + AUXILIARY * self._classify(other, labels)
+            return loss if self._teacher is None else self._distil(loss, main, images)
+
+    def _classify(self, found: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(found.float(), labels, label_smoothing=self._settings.label_smoothing)
+
+    def _distil(self, loss: Tensor, found: Tensor, images: Tensor) -> Tensor:
+        assert self._teacher is not None
+        distill = self._settings.distill or Distill()
+        weight, heat = distill.weight, distill.temperature
+        with torch.no_grad():
+            target = F.log_softmax(output_tensors(self._teacher(images))[0].float() / heat, 1)
+        divergence = F.kl_div(F.log_softmax(found.float() / heat, 1), target, log_target=True, reduction="batchmean")
+        return (1 - weight) * loss + weight * heat**2 * divergence
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
+
+
+def _hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on, and indices to validate on."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    held_out = round(count * share)
+    return order[held_out:].sort().values, order[:held_out].sort().values
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} cannot be used: {error}", hint="train.device: auto, cpu or cuda") from error
+    return device
+
+
+def _optimizer(module: nn.Module, settings: Train) -> torch.optim.Optimizer:
+    """Norms and biases are not decayed with AdamW; with SGD everything is, as in the papers."""
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            module.parameters(), settings.lr, settings.momentum,
+            weight_decay=settings.weight_decay, nesterov=settings.nesterov and settings.momentum > 0,
+        )  # fmt: skip
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    vectors = [p for p in module.parameters() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, settings.lr)
+
+
+def _average(module: nn.Module, settings: Train) -> torch.optim.swa_utils.AveragedModel | None:
+    if settings.ema is None:
+        return None
+    step = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
+    return torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=step, use_buffers=True)
