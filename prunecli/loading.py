@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from prunecli.model import open_model
+from prunecli.model import Opening, open_model
 
 
 def load(path: str | Path, *, arch: str | None = None, trust: bool = False) -> nn.Module:
@@ -20,4 +20,4 @@ def load(path: str | Path, *, arch: str | None = None, trust: bool = False) -> n
     Raises:
         InputError: the file cannot be used.
     """
-    return open_model(str(path), arch=arch, trust=trust).module
+    return open_model(str(path), Opening(arch=arch, trust=trust)).module

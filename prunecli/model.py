@@ -19,8 +19,32 @@ from prunecli.arch.registry import build, default_input, skeleton
 from prunecli.arch.spec import ArchSpec, parse
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.read import Checkpoint, read
-from prunecli.errors import ArchError, InputError
+from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.tape import Example
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How a MODEL is opened.
+
+    Attributes:
+        arch: the architecture; guessed from names and shapes by default.
+        input_shape: shape of one input, batch included; by default what the architecture expects.
+        key: entry of a nested checkpoint that holds the weights.
+        trust: allow files that execute code.
+    """
+
+    arch: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    key: str | None = None
+    trust: bool = False
+
+    def completed(self, arch: str | None, input_shape: tuple[int, ...] | None) -> Opening:
+        """With defaults for what was not said."""
+        return replace(self, arch=self.arch or arch, input_shape=self.input_shape or input_shape)
+
+
+DEFAULT = Opening()
 
 
 @dataclass(frozen=True)
@@ -61,29 +85,15 @@ class Model:
         return replace(self, module=module, journal=self.journal.then(cut))
 
 
-def open_model(
-    source: str,
-    *,
-    arch: str | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    key: str | None = None,
-    trust: bool = False,
-) -> Model:
-    """A model from a file, a folder or an architecture.
-
-    Args:
-        source: MODEL as on the command line.
-        arch: the architecture; by default it is guessed from names and shapes.
-        input_shape: shape of one input, batch included; by default what the architecture expects.
-        key: entry of a nested checkpoint.
-        trust: allow files that execute code.
+def open_model(source: str, opening: Opening = DEFAULT) -> Model:
+    """A model from a file, a folder or an architecture: MODEL as on the command line.
 
     Raises:
         InputError: the file, the architecture or their combination cannot be used; the message says why.
     """
     if is_architecture(source):
-        return _fresh(parse(source), source, input_shape)
-    return from_checkpoint(read(source, key=key, trust=trust), arch=arch, input_shape=input_shape)
+        return _fresh(parse(source), source, opening.input_shape)
+    return from_checkpoint(read(source, key=opening.key, trust=opening.trust), opening)
 
 
 def is_architecture(source: str) -> bool:
@@ -100,26 +110,35 @@ def _fresh(spec: ArchSpec, source: str, input_shape: tuple[int, ...] | None) -> 
     return Model(source, "architecture", module, spec, Journal(), _input(spec, module, input_shape))
 
 
-def from_checkpoint(
-    checkpoint: Checkpoint, *, arch: str | None = None, input_shape: tuple[int, ...] | None = None
-) -> Model:
+def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model:
     """Build the architecture of a checkpoint and put its tensors in."""
-    common = {"source": str(checkpoint.path), "format": checkpoint.format, "path": checkpoint.path}
     if checkpoint.module is not None:
-        spec = parse(arch) if arch else None
-        module = checkpoint.module.eval()
-        shape = _input(spec, module, input_shape)
-        return Model(module=module, arch=spec, journal=Journal(), input=shape, notes=checkpoint.notes, **common)  # type: ignore[arg-type]
+        return _from_module(checkpoint, checkpoint.module, opening)
     if checkpoint.container is not None:
-        return _from_container(checkpoint, arch, input_shape, common)
+        return _from_container(checkpoint, checkpoint.container, opening)
     if checkpoint.config is not None:
-        return _from_config(checkpoint, input_shape, common)
-    spec, why = _choose(checkpoint, arch)
+        return _from_config(checkpoint, checkpoint.config, opening)
+    spec, why = _choose(checkpoint, opening.arch)
     module = _blank(spec)
     assign(module, checkpoint.state, Journal(), f"{checkpoint.path} as {spec}")
-    notes = checkpoint.notes + ([why] if why else [])
-    shape = _input(spec, module, input_shape)
-    return Model(module=module.eval(), arch=spec, journal=Journal(), input=shape, notes=notes, **common)  # type: ignore[arg-type]
+    found = _model(checkpoint, module, spec, Journal(), _input(spec, module, opening.input_shape))
+    return replace(found, notes=[*found.notes, why]) if why else found
+
+
+def _model(
+    checkpoint: Checkpoint, module: nn.Module, spec: ArchSpec | None, journal: Journal, shape: tuple[int, ...]
+) -> Model:
+    return Model(
+        source=str(checkpoint.path),
+        format=checkpoint.format,
+        module=module.eval(),
+        arch=spec,
+        journal=journal,
+        input=shape,
+        path=checkpoint.path,
+        container=checkpoint.container,
+        notes=checkpoint.notes,
+    )
 
 
 def _blank(spec: ArchSpec) -> nn.Module:
@@ -141,40 +160,38 @@ def _choose(checkpoint: Checkpoint, arch: str | None) -> tuple[ArchSpec, str]:
     return found.spec, f"architecture {found.spec}: {found.why}"
 
 
-def _from_container(
-    checkpoint: Checkpoint, arch: str | None, input_shape: tuple[int, ...] | None, common: dict[str, Any]
-) -> Model:
-    container = checkpoint.container
-    assert container is not None
-    text = arch or container["arch"]
+def _from_module(checkpoint: Checkpoint, module: nn.Module, opening: Opening) -> Model:
+    """A module that came out of a trusted pickle is its own architecture."""
+    spec = parse(opening.arch) if opening.arch else None
+    return _model(checkpoint, module, spec, Journal(), _input(spec, module, opening.input_shape))
+
+
+def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], opening: Opening) -> Model:
+    text = opening.arch or container.get("arch")
     if text is None:
         raise ArchError(f"{checkpoint.path} was made from a module without a name", hint="give its --arch")
     spec = parse(text)
-    if not spec.is_registry and arch is None:
+    if not spec.is_registry and opening.arch is None:
         raise ArchError(
             f"{checkpoint.path} was made from {spec}, which is user code; a file never says what to import",
             hint=f"if you trust that code, say so: --arch {spec}",
         )
-    module = _blank(spec)
     try:
         journal = Journal.from_json(container["journal"])
+        shape = opening.input_shape or tuple(int(size) for size in container["input"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{checkpoint.path}: the journal is damaged: {error!r}") from error
+        raise CheckpointError(f"{checkpoint.path}: the journal is damaged: {error!r}") from error
+    module = _blank(spec)
     assign(module, checkpoint.state, journal, f"{checkpoint.path} as {spec}")
-    shape = input_shape or tuple(container["input"])
-    return Model(
-        module=module.eval(), arch=spec, journal=journal, input=shape, container=container,
-        notes=checkpoint.notes, **common,
-    )  # fmt: skip
+    return _model(checkpoint, module, spec, journal, shape)
 
 
-def _from_config(checkpoint: Checkpoint, input_shape: tuple[int, ...] | None, common: dict[str, Any]) -> Model:
+def _from_config(checkpoint: Checkpoint, config: Mapping[str, Any], opening: Opening) -> Model:
     """A Hugging Face folder: transformers builds the class that its config names, from installed code only."""
     try:
         import transformers
     except ImportError:
         raise ArchError("transformers is not installed", hint="pip install 'prunecli[hf]'") from None
-    config = dict(checkpoint.config or {})
     name = next(iter(config.get("architectures") or []), None)
     factory = getattr(transformers, name or "", None)
     if factory is None:
@@ -182,8 +199,7 @@ def _from_config(checkpoint: Checkpoint, input_shape: tuple[int, ...] | None, co
     module = factory(transformers.AutoConfig.from_pretrained(str(checkpoint.path)))
     assign(module, checkpoint.state, Journal(), f"{checkpoint.path} as {name}")
     size, channels = config.get("image_size", 224), config.get("num_channels", 3)
-    shape = input_shape or (1, channels, size, size)
-    return Model(module=module.eval(), arch=None, journal=Journal(), input=shape, notes=checkpoint.notes, **common)
+    return _model(checkpoint, module, None, Journal(), opening.input_shape or (1, channels, size, size))
 
 
 def _input(spec: ArchSpec | None, module: nn.Module, asked: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -203,7 +219,7 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
     """
     from prunecli.surgery.apply import set_attributes
 
-    own = {n: t for n, t in module.state_dict(keep_vars=True).items()}
+    own = dict(module.state_dict(keep_vars=True))
     added = {n for n in state if n not in own and _may_add(module, n)}
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in state if n not in own and n not in added and not n.endswith("num_batches_tracked")]
@@ -224,7 +240,9 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
     try:
         set_attributes(module, journal.attributes)
     except AttributeError as error:
-        raise ArchError(f"{what}: the journal names a module that is not there: {error}", hint="check --arch") from error
+        raise ArchError(
+            f"{what}: the journal names a module that is not there: {error}", hint="check --arch"
+        ) from error
 
 
 def _may_add(module: nn.Module, name: str) -> bool:
@@ -251,5 +269,7 @@ def _misfit(
     if unexpected:
         lines.append(f"  {len(unexpected)} tensors have no place: {', '.join(unexpected[:3])}")
     for name in wrong[:3]:
-        lines.append(f"  {name} is {tuple(state[name].shape)}, the architecture has {_expected(name, own[name], journal)}")
+        lines.append(
+            f"  {name} is {tuple(state[name].shape)}, the architecture has {_expected(name, own[name], journal)}"
+        )
     return "\n".join(lines)

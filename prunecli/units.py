@@ -30,7 +30,9 @@ def parse_amount(text: str | float) -> float:
     for table in (_SCALE, _BYTES, _SECONDS):
         if suffix in table:
             return number * table[suffix]
-    raise ValueError(f"{text!r}: unknown suffix {match[2]!r} (known: %, k, M, G, T, B, kB, MB, GB, KiB, MiB, GiB, ms, s)")
+    raise ValueError(
+        f"{text!r}: unknown suffix {match[2]!r} (known: %, k, M, G, T, B, kB, MB, GB, KiB, MiB, GiB, ms, s)"
+    )
 
 
 def human(number: float) -> str:

@@ -98,10 +98,14 @@ def _lookup(spec: ArchSpec, known: list[str], get: Callable[[], Callable[..., An
     if spec.source == "builtin":
         import torchvision
 
-        near += [f"torchvision:{n}" for n in difflib.get_close_matches(spec.name, torchvision.models.list_models(), 1, 0.8)]
+        near += [
+            f"torchvision:{n}" for n in difflib.get_close_matches(spec.name, torchvision.models.list_models(), 1, 0.8)
+        ]
     raise ArchError(
         f"unknown architecture {str(spec)!r}",
-        hint=f"nearest: {', '.join(near)}" if near else f"known {spec.source} names: {', '.join(sorted(known)[:12])} ...",
+        hint=f"nearest: {', '.join(near)}"
+        if near
+        else f"known {spec.source} names: {', '.join(sorted(known)[:12])} ...",
     )
 
 

@@ -1,10 +1,10 @@
 """The text form of an architecture. No torch here.
 
-    cifar_resnet20                      built in
-    torchvision:resnet50?num_classes=10
-    timm:vit_small_patch16_224
-    path/to/net.py:build                a function in a user's file
-    package.module:factory              a function in an installed module
+cifar_resnet20                      built in
+torchvision:resnet50?num_classes=10
+timm:vit_small_patch16_224
+path/to/net.py:build                a function in a user's file
+package.module:factory              a function in an installed module
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _DTYPES = {
 
 
 @contextlib.contextmanager
-def atomic(path: Path, check: Callable[[Path], None] = lambda temporary: None) -> Iterator[IO[bytes]]:
+def atomic(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[IO[bytes]]:
     """A file that appears under `path` whole, or not at all: temporary file, fsync, check, rename.
 
     Args:
@@ -41,7 +41,8 @@ def atomic(path: Path, check: Callable[[Path], None] = lambda temporary: None) -
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        check(Path(temporary))
+        if check is not None:
+            check(Path(temporary))
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -111,9 +112,12 @@ def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],
     container: Mapping[str, Any] | None = None,
-    check: Callable[[Path], None] = lambda temporary: None,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write tensors, and our own facts under one metadata key. Shared tensors are stored once; `check` as in `atomic`."""
+    """Write tensors, and our own facts under one metadata key. Shared tensors are stored once.
+
+    `check` is that of `atomic`.
+    """
     unique, aliases = split_aliases(tensors)
     metadata = {"format": "pt"}
     if container is not None:

@@ -30,10 +30,11 @@ def analyze(
         from prunecli.pipeline.checks import parse_check, require
         from prunecli.render.terminal import analyze_report
 
-        checks, shape = [parse_check(text) for text in check], options.shape_of(input)
+        checks = [parse_check(text) for text in check]
+        options.shape_of(input)
         from prunecli.pipeline.analyze import analyze as run
 
-        found = [run(m, arch=arch, input_shape=shape, data=data, key=key, trust=trust, why=why) for m in models]
+        found = [run(m, options.opening(arch, input, key, trust), data=data, why=why) for m in models]
         reports = [analyze_report(facts) for facts in found]
         if html is not None:
             _write_page(html, reports)

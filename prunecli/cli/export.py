@@ -19,9 +19,9 @@ def export(
     """Hand a model to a runtime: OUT ends in .onnx, .pt2, .ts, .safetensors or .pth."""
     out = Out(as_json=json, quiet=quiet)
     with out.failures():
-        shape = options.shape_of(input)
+        options.shape_of(input)
         from prunecli.pipeline.export import export as run
         from prunecli.render.terminal import export_report
 
-        facts = run(model, output, arch=arch, input_shape=shape, key=key, trust=trust)
+        facts = run(model, output, options.opening(arch, input, key, trust))
         out.result(facts, export_report(facts), facts.output)

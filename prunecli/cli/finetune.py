@@ -31,15 +31,15 @@ def finetune(
     with out.failures():
         from prunecli.recipe.load import load
 
-        flags = {"arch": arch, "input": input, "train.epochs": epochs}
-        given = [f"{name}={value}" for name, value in flags.items() if value is not None]
-        asked = load(recipe or "finetune-cifar10", [*set, *given])
+        flags = {"arch": arch, "input": input, "data": data, "train.epochs": epochs}
+        asked = load(recipe or "finetune-cifar10", set, flags)
         from prunecli.pipeline.finetune import finetune as run
         from prunecli.render.progress import training_progress
         from prunecli.render.terminal import finetune_report
 
         with training_progress(out.talk) as report:
             facts = run(
-                asked, model, output, data=data, teacher=teacher, resume=resume, key=key, trust=trust, report=report
-            )
+                asked, model, output, options.opening(arch, None, key, trust),
+                teacher=teacher, resume=resume, report=report,
+            )  # fmt: skip
         out.result(facts, finetune_report(facts), facts.output)

@@ -3,23 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.errors import InputError
 from prunecli.units import parse_shape
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint, or an architecture such as torchvision:resnet50.")]
+if TYPE_CHECKING:
+    from prunecli.model import Opening
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A checkpoint, or an architecture such as torchvision:resnet50.")
+]
 Arch = Annotated[str | None, typer.Option(metavar="A", help="Architecture of the checkpoint; guessed by default.")]
 Input = Annotated[str | None, typer.Option(metavar="SHAPE", help="Shape of one input, batch included: 1x3x224x224.")]
-Data = Annotated[str | None, typer.Option(metavar="D", help="digits, folder:PATH, cifar10[:ROOT], imagenet:ROOT, fake:SHAPE, FILE.py:build.")]
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="D", help="digits, folder:PATH, cifar10[:ROOT], imagenet:ROOT, fake:SHAPE, FILE.py:build."),
+]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes.")]
-Set = Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe: method.p=1.")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override a field of the recipe: method.p=1.")
+]
 Key = Annotated[str | None, typer.Option(metavar="K", help="Entry of a nested checkpoint that holds the weights.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow files that execute code when they are read.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")]
+
+
+def opening(arch: str | None, shape: str | None, key: str | None, trust: bool) -> Opening:
+    """How the model is opened.
+
+    Raises:
+        InputError: the shape is none.
+    """
+    from prunecli.model import Opening
+
+    return Opening(arch, shape_of(shape), key, trust)
 
 
 def shape_of(text: str | None) -> tuple[int, ...] | None:

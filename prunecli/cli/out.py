@@ -72,7 +72,9 @@ class Out:
         except MemoryError:
             self._fail("out of memory", "a smaller --input or train.batch_size", 1)
         except OSError as error:
-            self._fail(f"{error.filename or 'input or output'}: {error.strerror or error}", "check the path and the disk", 2)
+            self._fail(
+                f"{error.filename or 'input or output'}: {error.strerror or error}", "check the path and the disk", 2
+            )
         except Exception as error:
             if os.environ.get("PRUNECLI_TRACEBACK"):
                 traceback.print_exc()

@@ -14,8 +14,12 @@ from prunecli.errors import InputError
 
 def prune(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="By default the recipe's.")] = None,
-    recipe: Annotated[str, typer.Option("--recipe", "-r", metavar="R", help="A file, or the name of a shipped recipe.")] = "",
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT", help="By default MODEL-RECIPE.safetensors here.")] = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", metavar="R", help="A file, or the name of a shipped recipe.")
+    ] = "",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="OUT", help="By default MODEL-RECIPE.safetensors here.")
+    ] = None,
     arch: options.Arch = None,
     input: options.Input = None,
     data: options.Data = None,
@@ -33,8 +37,7 @@ def prune(
 
         if not recipe:
             raise InputError("no recipe is given", hint="--recipe FILE, or a name from `prunecli recipes list`")
-        flags = {"arch": arch, "input": input}
-        asked = load(recipe, [*set, *(f"{key}={value}" for key, value in flags.items() if value)])
+        asked = load(recipe, set, {"arch": arch, "input": input, "data": data})
         source = model or asked.model
         if source is None:
             raise InputError("no model is given", hint="prunecli prune MODEL --recipe ..., or model: in the recipe")
@@ -45,7 +48,7 @@ def prune(
 
         with training_progress(out.talk) as report:
             facts = run(
-                asked, source, place, data=data or asked.data, key=key, trust=trust, dry_run=dry_run, report=report
+                asked, source, None if dry_run else place, options.opening(arch, None, key, trust), report=report
             )
         out.result(facts, prune_report(facts), facts.output)
 

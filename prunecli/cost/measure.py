@@ -37,13 +37,13 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     """q (..., L, E), k (..., S, E), v (..., S, V): two matrix products."""
     del outputs
     query, key, value = (tensor.type().sizes() for tensor in inputs[:3])
-    return math.prod(query) * key[-2] + math.prod(query[:-1]) * value[-2] * value[-1]
+    return int(math.prod(query) * key[-2] + math.prod(query[:-1]) * value[-2] * value[-1])
 
 
 def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
     del outputs
     first, second = (tensor.type().sizes() for tensor in inputs[1:3])
-    return math.prod(first) * second[-1]
+    return int(math.prod(first) * second[-1])
 
 
 @contextmanager

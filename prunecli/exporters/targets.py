@@ -34,7 +34,11 @@ class Target:
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
     """Exporters talk to stdout, stderr and three loggers; none of it is for the user."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         previous = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
@@ -145,7 +149,9 @@ def write_and_run(target: Target, module: nn.Module, example: Example, tests: li
         raise
     except Exception as error:  # exporters raise whatever they meet
         text = str(error).strip().splitlines()
-        raise InputError(f"{target.title} cannot carry this model: {type(error).__name__}: {text[0] if text else ''}") from error
+        raise InputError(
+            f"{target.title} cannot carry this model: {type(error).__name__}: {text[0] if text else ''}"
+        ) from error
     return worst
 
 
@@ -159,7 +165,9 @@ def _compare(target: Target, module: nn.Module, tests: list[Example], path: Path
         for a, b in zip(expected, target.run(path, test), strict=True):
             error = float((a - b).abs().max())
             if not error <= TOLERANCE * max(1.0, float(a.abs().max())):
-                raise VerificationError(f"the {target.title} file differs by {error:.2e} in {target.runtime}; nothing was written")
+                raise VerificationError(
+                    f"the {target.title} file differs by {error:.2e} in {target.runtime}; nothing was written"
+                )
             worst = max(worst, error)
     return worst
 

@@ -82,7 +82,8 @@ class Channels:
 
     def of(self, ids: torch.Tensor) -> Ints:
         """Channels of some ids, in their shape."""
-        return self.channel_of[ids.numpy()]
+        found: Ints = self.channel_of[ids.numpy()]
+        return found
 
     def member_names(self, group: Group) -> list[str]:
         """The slots of a group as ``parameter[dim]``."""
@@ -92,11 +93,11 @@ class Channels:
         """The same channels with more groups frozen: {group name: reason}."""
         frozen, reasons, regrouped = self.frozen.copy(), dict(self.reasons), []
         for group in self.groups:
-            if group.name in groups and not group.frozen:
+            reason = group.frozen or groups.get(group.name, "")
+            if reason and not group.frozen:
                 frozen[group.channels] = True
-                reasons.update(dict.fromkeys(group.channels.tolist(), groups[group.name]))
-                group = Group(group.name, group.channels, group.slots, groups[group.name])
-            regrouped.append(group)
+                reasons.update(dict.fromkeys(group.channels.tolist(), reason))
+            regrouped.append(replace(group, frozen=reason))
         return replace(self, frozen=frozen, reasons=reasons, groups=tuple(regrouped))
 
 

@@ -133,7 +133,9 @@ class Call:
         """The op itself on other tensors; arguments by value index."""
         args = [positions.get(a.index, a) if isinstance(a, Ref) else a for a in self.op.args]
         if self.op.name in ("aten.view", "aten._unsafe_view"):
-            return [args[0].reshape(args[1])]
+            source, shape = args[0], self.op.args[1]
+            assert isinstance(source, Tensor)
+            return [source.reshape(shape)]  # a view of strided positions may need a copy
         return [t for t in flatten(self.op.func(*args, **self.op.kwargs)) if isinstance(t, Tensor)]
 
     @property
@@ -203,9 +205,9 @@ def layout(call: Call, book: Book) -> list[Labels]:
         return unknown(call, book)
     results: list[list[Label]] = [[] for _ in call.op.outputs]
     for label in call.labels(0):
-        if call.op.name in RESHAPES and any(d > label.axis for d in label.index_dims):
-            label = book.align(label)  # the axis is not innermost: only equal rows keep their order
-        _transport(call, book, label, results)
+        # where the axis is not innermost, only equal rows keep their order
+        torn = call.op.name in RESHAPES and any(d > label.axis for d in label.index_dims)
+        _transport(call, book, book.align(label) if torn else label, results)
     return [_one_per_axis(call, book, labels) for labels in results]
 
 

@@ -164,7 +164,7 @@ def _record(module: nn.Module, example: Example, train: bool) -> Tape:
 
 class _Recorder(TorchDispatchMode):
     def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape = Tape()
         self._module = module
         self._stack: list[str] = []

@@ -15,20 +15,13 @@ from prunecli.cost.measure import fvcore_flops
 from prunecli.errors import ArchError, InputError
 from prunecli.facts import AnalyzeFacts, GroupFacts, LayerFacts, WhyFacts
 from prunecli.graph.channels import Channels, Group, trace
-from prunecli.model import Model, from_checkpoint, is_architecture, open_model
+from prunecli.model import DEFAULT, Model, Opening, from_checkpoint, is_architecture, open_model
 from prunecli.pipeline.evaluation import measure_accuracy
 from prunecli.pipeline.figures import count, path_bytes, source_bytes
 
 
 def analyze(
-    source: str,
-    *,
-    arch: str | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    data: str | None = None,
-    key: str | None = None,
-    trust: bool = False,
-    why: str | None = None,
+    source: str, opening: Opening = DEFAULT, *, data: str | None = None, why: str | None = None
 ) -> AnalyzeFacts:
     """Facts about a model.
 
@@ -36,23 +29,20 @@ def analyze(
 
     Args:
         source: MODEL as on the command line.
-        arch: the architecture; guessed by default.
-        input_shape: of one input, batch included.
+        opening: how to open it.
         data: measure accuracy on its test images.
-        key: entry of a nested checkpoint.
-        trust: allow files that execute code.
         why: a layer whose channel groups are explained.
 
     Raises:
         InputError: the model, the data or the layer cannot be used.
     """
     if is_architecture(source):
-        return _of_model(open_model(source, input_shape=input_shape), data, why)
-    checkpoint = read(source, key=key, trust=trust)
+        return _of_model(open_model(source, opening), data, why)
+    checkpoint = read(source, key=opening.key, trust=opening.trust)
     try:
-        model = from_checkpoint(checkpoint, arch=arch, input_shape=input_shape)
+        model = from_checkpoint(checkpoint, opening)
     except ArchError as error:
-        if arch or data or why or checkpoint.container is not None:
+        if opening.arch or data or why or checkpoint.container is not None:
             raise
         note = f"{error.problem}; without one there are no FLOPs, channel groups or accuracy. {error.hint}"
         return _of_state(checkpoint.path, checkpoint.format, checkpoint.state, [*checkpoint.notes, note])
@@ -81,7 +71,9 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
         channels = trace(model.module, model.example)
     except Exception as error:  # the user's forward may raise anything
         text = str(error).strip().splitlines()
-        notes.append(f"the model does not run on an input {'x'.join(map(str, model.input))}: {text[0] if text else error!r}")
+        notes.append(
+            f"the model does not run on an input {'x'.join(map(str, model.input))}: {text[0] if text else error!r}"
+        )
     params, nonzero, sparsity = count(dict(model.module.named_parameters()))
     return AnalyzeFacts(
         model=model.source,
@@ -163,7 +155,9 @@ def _why(channels: Channels, group: Group, role: str) -> WhyFacts:
     readers = [channels.tape.ops[r.op].where for r in channels.reads if members & _of(channels, r.a_label.ids)]
     ties = []
     for op in channels.tape.ops:
-        labelled = [ref for ref in op.refs() if any(members & _of(channels, x.ids) for x in channels.labels.get(ref.index, ()))]
+        labelled = [
+            ref for ref in op.refs() if any(members & _of(channels, x.ids) for x in channels.labels.get(ref.index, ()))
+        ]
         activations = [ref for ref in labelled if ref.index not in channels.tape.params.values()]
         if len(activations) > 1:
             ties.append(op.where)

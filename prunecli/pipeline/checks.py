@@ -57,6 +57,10 @@ def require(checks: Sequence[Check], facts: AnalyzeFacts) -> None:
         if value is None:
             failed.append(f"{check.text}: {check.field} is not known")
         elif not OPERATORS[check.operator](value, check.amount):
-            failed.append(f"{check.text}: {check.field} is {value:.6g}" if isinstance(value, float) else f"{check.text}: {check.field} is {value}")
+            failed.append(
+                f"{check.text}: {check.field} is {value:.6g}"
+                if isinstance(value, float)
+                else f"{check.text}: {check.field} is {value}"
+            )
     if failed:
         raise CheckFailed(f"{facts.model}: check failed: {'; '.join(failed)}")

@@ -19,7 +19,7 @@ from prunecli.checkpoint.write import write_tensors
 from prunecli.errors import VerificationError
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.tape import output_tensors
-from prunecli.model import Model, assign, from_checkpoint
+from prunecli.model import Model, Opening, assign, from_checkpoint
 from prunecli.surgery.verify import random_example
 
 
@@ -93,7 +93,7 @@ def _identical(first: Tensor, second: Tensor) -> bool:
 def _reload(path: Path, model: Model, opened: Model) -> nn.Module:
     checkpoint = read(path)
     if model.arch is not None:
-        return from_checkpoint(checkpoint, arch=str(model.arch), input_shape=model.input).module
+        return from_checkpoint(checkpoint, Opening(arch=str(model.arch), input_shape=model.input)).module
     module = copy.deepcopy(opened.module)
     assert checkpoint.container is not None
     journal = Journal.from_json(checkpoint.container["journal"])

@@ -10,28 +10,17 @@ from prunecli.checkpoint.write import atomic, check_output
 from prunecli.exporters.targets import target_for, write_and_run
 from prunecli.facts import ExportFacts
 from prunecli.graph.tape import Example
-from prunecli.model import open_model
+from prunecli.model import DEFAULT, Opening, open_model
 from prunecli.surgery.verify import random_example
 
 
-def export(
-    source: str,
-    output: Path,
-    *,
-    arch: str | None = None,
-    input_shape: tuple[int, ...] | None = None,
-    key: str | None = None,
-    trust: bool = False,
-) -> ExportFacts:
+def export(source: str, output: Path, opening: Opening = DEFAULT) -> ExportFacts:
     """Write a model in the format of the output's suffix.
 
     Args:
         source: MODEL as on the command line.
         output: its suffix chooses the format.
-        arch: the architecture; guessed by default.
-        input_shape: of one input, batch included.
-        key: entry of a nested checkpoint.
-        trust: allow files that execute code.
+        opening: how to open the model.
 
     Raises:
         InputError: unknown suffix, or the format cannot carry the model.
@@ -39,9 +28,11 @@ def export(
     """
     started = time.monotonic()
     target = target_for(output)
-    model = open_model(source, arch=arch, input_shape=input_shape, key=key, trust=trust)
+    model = open_model(source, opening)
     check_output(output, *([model.path] if model.path else []))
-    tests = [random_example(model.example, seed, batch).to(dtype=model.dtype) for seed, batch in ((0, 1), (1, 2), (2, 5))]
+    tests = [
+        random_example(model.example, seed, batch).to(dtype=model.dtype) for seed, batch in ((0, 1), (1, 2), (2, 5))
+    ]
     with tempfile.TemporaryDirectory(prefix="prunecli-") as folder:
         draft = Path(folder) / output.name  # exporters look at the suffix
         error = write_and_run(target, model.module.eval(), Example(tests[0].args), tests, draft)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,38 +10,34 @@ from typing import Any
 from prunecli.checkpoint.write import check_output
 from prunecli.errors import InputError
 from prunecli.facts import BudgetFacts, FinetuneFacts, Verified
-from prunecli.model import Model, open_model
+from prunecli.model import DEFAULT, Model, Opening, open_model
 from prunecli.pipeline.container import container, identity, parent_digest, write
 from prunecli.pipeline.evaluation import data_for, evaluated
 from prunecli.pipeline.figures import figures, source_bytes
 from prunecli.recipe.schema import Recipe
 from prunecli.train.evaluate import accuracy
-from prunecli.train.loop import KeepZeros, Saver, Tick, fit
+from prunecli.train.loop import KeepZeros, Report, Saver, Trainer, ignore
 
 
 def finetune(
     recipe: Recipe,
     source: str,
     output: Path,
+    opening: Opening = DEFAULT,
     *,
-    data: str,
     teacher: str | None = None,
     resume: bool = False,
-    key: str | None = None,
-    trust: bool = False,
-    report: Callable[[Tick], None] = lambda tick: None,
+    report: Report = ignore,
 ) -> FinetuneFacts:
-    """Train a model on a data set and write it.
+    """Train a model on the recipe's data and write it.
 
     Args:
-        recipe: its `train` part and its seed are used.
+        recipe: its `data`, `train` and `seed` are used.
         source: MODEL as on the command line.
         output: where the result goes; the resumable state lies beside it until then.
-        data: DATA as on the command line.
+        opening: how to open the model; the recipe fills what it leaves open.
         teacher: distil from this model.
         resume: continue a run that was stopped.
-        key: entry of a nested checkpoint.
-        trust: allow files that execute code.
         report: progress.
 
     Raises:
@@ -52,34 +47,37 @@ def finetune(
     settings = recipe.train
     if settings is None:
         raise InputError("the recipe says nothing about training", hint="train: {epochs: 2, lr: 0.02}")
-    opened = open_model(source, arch=recipe.arch, input_shape=recipe.input_shape, key=key, trust=trust)
+    if recipe.data is None:
+        raise InputError("no data is given", hint="--data folder:PATH, or data: in the recipe")
+    opened = open_model(source, opening.completed(recipe.arch, recipe.input_shape))
     inputs = [opened.path] if opened.path else []
-    guide = None if teacher is None else open_model(teacher, trust=trust)
+    guide = None if teacher is None else open_model(teacher, Opening(trust=opening.trust))
     check_output(output, *inputs, *([guide.path] if guide and guide.path else []))
-    images = data_for(opened, data)
+    images = data_for(opened, recipe.data)
     before = figures(opened, opened.module, source_bytes(opened), accuracy(opened.module, images.test))
     run = identity(
-        parent_digest(opened), opened.arch, data, None if guide is None else parent_digest(guide),
+        parent_digest(opened), opened.arch, recipe.data, None if guide is None else parent_digest(guide),
         settings.model_dump(exclude={"save_seconds"}), recipe.seed,
     )  # fmt: skip
     saver = Saver(output.with_name(f"{output.name}.resume"), run, resume, settings.save_seconds)
     continued = resume and saver.path.exists()
-    trained = fit(
-        opened.module, images, settings, seed=recipe.seed, hooks=[KeepZeros(opened.module)], saver=saver,
-        report=report, teacher=None if guide is None else guide.module,
-    )  # fmt: skip
+    guided = None if guide is None else guide.module
+    trainer = Trainer(images, settings, recipe.seed, guided, [KeepZeros(opened.module)], saver, report)
+    trained = trainer.fit(opened.module)
     final = replace(opened, module=trained.module)
     after = figures(final, final.module, 0, accuracy(final.module, images.test))
     verified, budget = _inherited(opened)
     metadata = container(
         final, recipe=_combined(opened, recipe), verified=verified, budget=budget,
-        evaluation=evaluated(data, before.accuracy, after.accuracy),
+        evaluation=evaluated(recipe.data, before.accuracy, after.accuracy),
     )  # fmt: skip
     write(output, final, opened, metadata)
     saver.path.unlink(missing_ok=True)
     notes = [*opened.notes]
     if resume:
-        notes.append("continued from a saved state" if continued else "there was no saved state; started at the beginning")
+        notes.append(
+            "continued from a saved state" if continued else "there was no saved state; started at the beginning"
+        )
     return FinetuneFacts(
         model=opened.source,
         arch=None if opened.arch is None else str(opened.arch),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from prunecli.cost.budget import Search
 from prunecli.cost.count import Polynomial, flops, params
 from prunecli.errors import InputError, NothingRemoved
 from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts, Verified
-from prunecli.graph.channels import Bools, Channels, trace
+from prunecli.graph.channels import Channels, trace
 from prunecli.graph.tape import Example
 from prunecli.methods.base import Method, select
-from prunecli.model import Model, open_model
+from prunecli.model import DEFAULT, Model, Opening, open_model
 from prunecli.pipeline.container import container, write
 from prunecli.pipeline.evaluation import data_for, evaluated, real_example
 from prunecli.pipeline.figures import figures, source_bytes, tensor_bytes
@@ -33,10 +32,8 @@ from prunecli.surgery.strip import Stripped, strip
 from prunecli.surgery.verify import random_example, verify
 from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy
-from prunecli.train.loop import KeepZeros, Tick, fit
+from prunecli.train.loop import KeepZeros, Report, Trainer, ignore
 from prunecli.units import human, percent
-
-Report = Callable[[Tick], None]
 
 
 @dataclass(frozen=True)
@@ -53,24 +50,20 @@ class _Result:
 def prune(
     recipe: Recipe,
     source: str,
-    output: Path,
+    output: Path | None,
+    opening: Opening = DEFAULT,
     *,
-    data: str | None = None,
-    key: str | None = None,
-    trust: bool = False,
-    dry_run: bool = False,
-    report: Report = lambda tick: None,
+    report: Report = ignore,
 ) -> PruneFacts:
     """Apply a recipe to a model and write the smaller one.
+
+    The recipe's data measures accuracy, proves equality on real images, and trains where the recipe says so.
 
     Args:
         recipe: validated.
         source: MODEL as on the command line.
-        output: where the result goes.
-        data: measures accuracy, proves equality on real images, and trains where the recipe says so.
-        key: entry of a nested checkpoint.
-        trust: allow files that execute code.
-        dry_run: decide and count, write nothing.
+        output: where the result goes; None decides and counts, but trains and writes nothing.
+        opening: how to open the model; the recipe fills what it leaves open.
         report: progress of training.
 
     Raises:
@@ -79,10 +72,10 @@ def prune(
     """
     started = time.monotonic()
     method = _method(recipe)
-    opened = open_model(source, arch=recipe.arch, input_shape=recipe.input_shape, key=key, trust=trust)
-    if not dry_run:
+    opened = open_model(source, opening.completed(recipe.arch, recipe.input_shape))
+    if output is not None:
         check_output(output, *([opened.path] if opened.path else []))
-    images = None if data is None else data_for(opened, data)
+    images = None if recipe.data is None else data_for(opened, recipe.data)
     if _trains(recipe) and images is None:
         raise InputError("the recipe trains, but no data is given", hint="data: in the recipe, or --data")
     before = figures(opened, opened.module, source_bytes(opened), _accuracy(opened.module, images))
@@ -90,11 +83,11 @@ def prune(
     _insist_on_change(result, before, opened)
     final = opened.after(_restore_dtypes(result.module, opened.module), result.journal)
     pruned, after = None, _figures(final, images)
-    if _trains(recipe) and images is not None and not dry_run:
+    if _trains(recipe) and images is not None and output is not None:
         pruned, final = after, _trained(final, opened, recipe, images, report)
         after = _figures(final, images)
-    if not dry_run:
-        evaluation = evaluated(data, before.accuracy, after.accuracy)
+    if output is not None:
+        evaluation = evaluated(recipe.data, before.accuracy, after.accuracy)
         metadata = container(
             final, recipe=recipe.resolved(), verified=result.verified, budget=result.budget, evaluation=evaluation
         )
@@ -110,7 +103,7 @@ def prune(
         removed_channels=result.removed,
         verified=result.verified,
         budget=result.budget,
-        output=None if dry_run else str(output),
+        output=None if output is None else str(output),
         seconds=round(time.monotonic() - started, 3),
         cuts=_cuts(opened, final),
         notes=[*opened.notes, *_disagreement(result.budget, before, after)],
@@ -129,8 +122,8 @@ def _trained(model: Model, opened: Model, recipe: Recipe, data: Data, report: Re
     assert recipe.train is not None
     teacher = opened.module if recipe.train.distill else None
     hooks = [KeepZeros(model.module)]
-    trained = fit(model.module, data, recipe.train, seed=recipe.seed, teacher=teacher, hooks=hooks, report=report)
-    return replace(model, module=trained.module)
+    trainer = Trainer(data, recipe.train, recipe.seed, teacher, hooks, report=report)
+    return replace(model, module=trainer.fit(model.module).module)
 
 
 def _disagreement(budget: BudgetFacts | None, before: Figures, after: Figures) -> list[str]:
@@ -140,7 +133,8 @@ def _disagreement(budget: BudgetFacts | None, before: Figures, after: Figures) -
     measured = after.flops / before.flops
     if abs(measured - budget.met) < 1e-9:
         return []
-    return [f"fvcore counts {percent(measured)} of the FLOPs, the solver {percent(budget.met)}: it knows ops that fvcore lacks"]
+    note = f"fvcore counts {percent(measured)} of the FLOPs, the solver, which knows more ops, {percent(budget.met)}"
+    return [note]
 
 
 def _method(recipe: Recipe) -> Method:
@@ -246,7 +240,9 @@ def _channels(case: _Case) -> _Result:
     stripped, free = case.strip(case.module)
     channels = case.settled(stripped.module, case.example, trace(stripped.module, case.example))
     if all(group.frozen for group in channels.groups):
-        raise InputError("no prunable channel: every group is frozen", hint="prunecli analyze --why LAYER tells the reason")
+        raise InputError(
+            "no prunable channel: every group is frozen", hint="prunecli analyze --why LAYER tells the reason"
+        )
     scores = case.method.channel_scores(stripped.module, channels, case.recipe.seed)
     cost = _cost(stripped.module, channels, budget)
     removed = Search(channels, scores, cost, limit, case.method.min_channels, budget.unit, whole).solve(

@@ -47,12 +47,13 @@ def locate(text: str) -> Path:
     raise RecipeError(f"no such recipe: {text}", hint=hint)
 
 
-def load(text: str, overrides: Sequence[str] = ()) -> Recipe:
+def load(text: str, overrides: Sequence[str] = (), fields: Mapping[str, Any] | None = None) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
         text: a path, or the name of a shipped recipe.
         overrides: ``KEY=VALUE`` with dots in the key, values as in YAML.
+        fields: {key: value} that win over all; None leaves a key as it is.
 
     Raises:
         RecipeError: with every problem.
@@ -67,7 +68,10 @@ def load(text: str, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path} holds no recipe", hint="prunecli recipes show magnitude-flops50")
     _find_model(data, path.parent)
     for override in overrides:
-        _override(data, override)
+        _set(data, *_parsed(override))
+    for key, value in (fields or {}).items():
+        if value is not None:
+            _set(data, key, value)
     return validate(data, path.name, lines)
 
 
@@ -174,18 +178,22 @@ def _value_at(data: Any, place: Sequence[str]) -> Any:
     return data
 
 
-def _override(data: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
+def _parsed(override: str) -> tuple[str, Any]:
+    key, equals, value = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {text!r} is not KEY=VALUE", hint="--set method.p=1")
+        raise RecipeError(f"--set {override!r} is not KEY=VALUE", hint="--set method.p=1")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not YAML: {_yaml_problem(error)}") from error
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
     for part in parents:
         inner = data.get(part)
         data[part] = data = dict(inner) if isinstance(inner, dict) else {}
-    try:
-        data[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {text!r}: the value is not YAML: {_yaml_problem(error)}") from error
+    data[last] = value
 
 
 def _lines(source: str) -> Lines:

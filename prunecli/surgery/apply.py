@@ -37,32 +37,39 @@ def cut(
     kept = kept_indices(channels, removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(module):
-        smaller = replace.pop(name, tensor).detach()
-        if device is not None:
-            smaller = smaller.to(device)
-        for dim in range(smaller.ndim):
-            if (name, dim) in kept:
-                smaller = smaller.index_select(dim, torch.tensor(kept[name, dim], device=smaller.device))
-        if smaller is tensor.detach() or smaller.data_ptr() == tensor.data_ptr():
-            smaller = smaller.clone()
-        memo[id(tensor)] = (
-            nn.Parameter(smaller, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else smaller
-        )
-    smaller_module: nn.Module = copy.deepcopy(module, memo)
+        smaller = _sliced(replace.pop(name, tensor).detach(), name, kept, device)
+        memo[id(tensor)] = nn.Parameter(smaller, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else smaller
+    copied: nn.Module = copy.deepcopy(module, memo)
     for name, added in replace.items():
         owner, _, attribute = name.rpartition(".")
-        rows = kept.get((f"{owner}.weight", 0))  # a new bias follows the rows of its weight
-        added = added if rows is None else added[list(rows)]
-        smaller_module.get_submodule(owner).register_parameter(attribute, nn.Parameter(added.to(device=device)))
-    attributes = edits(smaller_module)
+        rows = kept.get((f"{owner}.weight", 0), tuple(range(len(added))))  # a new bias follows the rows of its weight
+        bias = nn.Parameter(added[list(rows)].to(device=device))
+        copied.get_submodule(owner).register_parameter(attribute, bias)
+    attributes = edits(copied)
+    for path, counts in _pad_counts(copied, channels, removed).items():
+        attributes.setdefault(path, {})["channel_pads"] = counts
+    set_attributes(copied, attributes)
+    return copied, Journal(kept, attributes)
+
+
+def _sliced(tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int, ...]], device: str | None) -> Tensor:
+    """The kept part of a tensor in storage of its own."""
+    smaller = tensor if device is None else tensor.to(device)
+    for dim in range(smaller.ndim):
+        if (name, dim) in kept:
+            smaller = smaller.index_select(dim, torch.tensor(kept[name, dim], device=smaller.device))
+    return smaller.clone() if smaller is tensor else smaller
+
+
+def _pad_counts(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, list[int]]:
+    """New counts for the modules that pad channels and say how many."""
+    changed = {}
     for pad in channels.pads:
-        owner = smaller_module.get_submodule(pad.module)
-        if hasattr(owner, "channel_pads"):
-            counts = [int((~removed[channels.of(ids)]).sum()) for ids in (pad.before, pad.after)]
-            if counts != list(owner.channel_pads):
-                attributes.setdefault(pad.module, {})["channel_pads"] = counts
-    set_attributes(smaller_module, attributes)
-    return smaller_module, Journal(kept, attributes)
+        owner = module.get_submodule(pad.module)
+        counts = [int((~removed[channels.of(ids)]).sum()) for ids in (pad.before, pad.after)]
+        if getattr(owner, "channel_pads", counts) != counts:
+            changed[pad.module] = counts
+    return changed
 
 
 def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:

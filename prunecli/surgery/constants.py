@@ -45,8 +45,10 @@ def _evaluate(op: Op, tape: Tape, fields: Fields) -> list[Field]:
         return []
     nothing: list[Field] = [None] * len(op.outputs)
     refs = op.refs()
-    if refs and all(fields.get(r.index) is None for r in refs if r.index not in tape.params.values()) and not any(
-        r.index in tape.params.values() for r in refs
+    if (
+        refs
+        and all(fields.get(r.index) is None for r in refs if r.index not in tape.params.values())
+        and not any(r.index in tape.params.values() for r in refs)
     ):
         return nothing
     if op.name in VALUES:
@@ -127,7 +129,11 @@ def _convolution(op: Op, tape: Tape, fields: Fields) -> Field:
     inputs = data.reshape(-1).expand(channels).reshape(groups, 1, -1)
     kernel = weight.reshape(*weight.shape[:2], -1)
     if transposed:  # (in, out / groups, taps) -> (out, in / groups, taps)
-        kernel = kernel.reshape(groups, -1, *kernel.shape[1:]).transpose(1, 2).reshape(-1, channels // groups, kernel.shape[2])
+        kernel = (
+            kernel.reshape(groups, -1, *kernel.shape[1:])
+            .transpose(1, 2)
+            .reshape(-1, channels // groups, kernel.shape[2])
+        )
     kernel = kernel.reshape(groups, -1, *kernel.shape[1:])  # (groups, out, in, taps)
     uneven = transposed or any(p > 0 for p in op.args[4])
     unfit = (inputs.isnan() | (inputs != 0)) if uneven else inputs.isnan()
@@ -230,10 +236,12 @@ VALUES: dict[str, Callable[[Op, Tape, Fields], Field]] = {
     "aten.cat": _cat,
     "aten.constant_pad_nd": _pad,
     "aten.avg_pool2d": _avg_pool,
-} | {
-    "aten." + name: _pool
-    for name in (
-        "max_pool2d_with_indices", "max_pool2d", "max_pool3d_with_indices", "_adaptive_avg_pool2d",
-        "_adaptive_avg_pool3d", "adaptive_max_pool2d", "upsample_nearest2d", "upsample_bilinear2d",
-    )
+    **dict.fromkeys(
+        (
+            "aten.max_pool2d_with_indices", "aten.max_pool2d", "aten.max_pool3d_with_indices",
+            "aten._adaptive_avg_pool2d", "aten._adaptive_avg_pool3d", "aten.adaptive_max_pool2d",
+            "aten.upsample_nearest2d", "aten.upsample_bilinear2d",
+        ),
+        _pool,
+    ),
 }  # fmt: skip

@@ -32,7 +32,9 @@ def _linear(module: nn.Module) -> Edits:
 
 
 def _batch_norm(module: nn.Module) -> Edits:
-    vector = next((t for t in (getattr(module, "running_mean", None), getattr(module, "weight", None)) if t is not None), None)
+    vector = next(
+        (t for t in (getattr(module, "running_mean", None), getattr(module, "weight", None)) if t is not None), None
+    )
     return {} if vector is None else {"num_features": vector.shape[0]}
 
 

@@ -35,7 +35,7 @@ def _keep_enough(channels: Channels, removed: Bools, rank: Ints, least: int) -> 
     wanted = np.minimum(least, np.diff(members.indptr))
     missing = wanted - members @ (~removed).astype(np.int64)
     for slot in np.flatnonzero(missing > 0):
-        own = members.indices[members.indptr[slot] : members.indptr[slot + 1]]
+        own = members.indices[members.indptr[slot] : members.indptr[slot + 1]].astype(np.int64)
         changed |= _give_back(own, removed, rank, int(wanted[slot] - (~removed[own]).sum()))
     return changed
 

@@ -28,9 +28,7 @@ def probe(module: nn.Module, example: Example, channels: Channels, removed: Bool
     if shapes[0] != shapes[1]:
         return f"the outputs change their shape from {shapes[0]} to {shapes[1]}"
     book = Book(next_id=channels.count)
-    slots = {
-        (slot.name, slot.dim): torch.from_numpy(slot.channels[~removed[slot.channels]]) for slot in channels.slots
-    }
+    slots = {(slot.name, slot.dim): torch.from_numpy(slot.channels[~removed[slot.channels]]) for slot in channels.slots}
     walk(tape, {k: ids for k, ids in slots.items() if len(ids) > 1}, book)
     merged = components(book.next_id, book.ties)[: channels.count]
     live = ~channels.frozen & ~removed
@@ -51,9 +49,7 @@ def settle(module: nn.Module, example: Example, channels: Channels) -> Channels:
     return channels.freeze(broken) if broken else channels
 
 
-def _sift(
-    module: nn.Module, example: Example, channels: Channels, groups: list[Group], broken: dict[str, str]
-) -> None:
+def _sift(module: nn.Module, example: Example, channels: Channels, groups: list[Group], broken: dict[str, str]) -> None:
     reason = probe(module, example, channels, halves(channels, groups)) if groups else ""
     if not reason:
         return

@@ -140,7 +140,9 @@ def _digits(text: str, place: str, wanted: _Wanted, normalise: Normalisation) ->
 def _folder(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> Data:
     root = Path(place).expanduser()
     if not place or not root.is_dir():
-        raise DataError(f"no such folder: {place or '(empty)'} (from {text!r})", hint="folder:PATH with train/ and test/")
+        raise DataError(
+            f"no such folder: {place or '(empty)'} (from {text!r})", hint="folder:PATH with train/ and test/"
+        )
     test = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
     if test is None or not (root / "train").is_dir():
         raise DataError(f"{root} has no train/ and test/ (or val/)", hint="each holds one folder for each class")
@@ -190,7 +192,12 @@ def _read(path: str, channels: int) -> Tensor:
 
 def _decoded(folder: Path, paths: Sequence[str], size: tuple[int, ...]) -> Tensor:
     """All images of a folder as one uint8 array (N, C, H, W), decoded once and kept in the cache."""
-    stamp = [str(folder.resolve()), str(size), str(len(paths)), *(f"{os.stat(p).st_mtime_ns}" for p in paths[:: max(1, len(paths) // 64)])]
+    stamp = [
+        str(folder.resolve()),
+        str(size),
+        str(len(paths)),
+        *(f"{os.stat(p).st_mtime_ns}" for p in paths[:: max(1, len(paths) // 64)]),
+    ]
     key = hashlib.sha256("\n".join(stamp).encode()).hexdigest()[:16]
     path = cache_dir() / f"images-{key}.npy"
     try:
@@ -200,7 +207,10 @@ def _decoded(folder: Path, paths: Sequence[str], size: tuple[int, ...]) -> Tenso
     images = [_read(p, size[0]) for p in paths]
     odd = next((i for i, image in enumerate(images) if tuple(image.shape) != size), None)
     if odd is not None:
-        raise DataError(f"{paths[odd]} is {'x'.join(map(str, images[odd].shape[1:]))}, {paths[0]} is not", hint="small images must all have one size")
+        raise DataError(
+            f"{paths[odd]} is {'x'.join(map(str, images[odd].shape[1:]))}, {paths[0]} is not",
+            hint="small images must all have one size",
+        )
     stacked = torch.stack(images)
     _keep(path, stacked)
     return stacked

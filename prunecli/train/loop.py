@@ -42,6 +42,13 @@ class Tick:
     finished_epoch: bool
 
 
+Report = Callable[[Tick], None]
+
+
+def ignore(tick: Tick) -> None:
+    """Report to nobody."""
+
+
 class Hook:
     """What a method adds to the loop; the base adds nothing."""
 
@@ -154,7 +161,9 @@ class Saver:
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise CheckpointError(f"{self.path} cannot be read: {error}", hint="start again without --resume") from error
+            raise CheckpointError(
+                f"{self.path} cannot be read: {error}", hint="start again without --resume"
+            ) from error
         if state.get("identity") != self.identity:
             raise InputError(
                 f"{self.path} belongs to another run (other model, data or settings)",
@@ -163,82 +172,74 @@ class Saver:
         return state
 
 
-def fit(
-    module: nn.Module,
-    data: Data,
-    settings: Train,
-    *,
-    seed: int = 0,
-    teacher: nn.Module | None = None,
-    hooks: Sequence[Hook] = (),
-    saver: Saver | None = None,
-    report: Callable[[Tick], None] = lambda tick: None,
-) -> Fit:
-    """Train a copy of `module`.
+@dataclass(frozen=True)
+class Trainer:
+    """One training run, ready to start.
 
-    Args:
-        module: stays as it is.
+    Attributes:
         data: training images; a seeded part of them is held out for validation.
         settings: of the recipe.
         seed: of order, augmentation and dropout.
         teacher: distil from it (Hinton et al. 2015).
         hooks: what a method adds.
-        saver: where to write the resumable state.
+        saver: where the resumable state goes.
         report: called after each step.
-
-    Raises:
-        InputError: the device is not there, or the saved state does not belong to this run.
     """
-    device = _device(settings.device)
-    layout = torch.channels_last if settings.channels_last else torch.preserve_format
-    student = copy.deepcopy(module).to(device, memory_format=layout)
-    run = _Run(student, _optimizer(student, settings), _average(student, settings), hooks)
-    loss_of = _Loss(settings, None if teacher is None else copy.deepcopy(teacher).eval().to(device))
-    kept, held_out = _hold_out(len(data.train.labels), settings.validation, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        saved = saver.load() if saver else None
-        if saved is not None:
-            run.restore(saved)
-        _train(run, data, settings, loss_of, (kept, held_out), seed, saver, report)
-    result = run.result
-    if run.best is not None:
-        result.load_state_dict(run.best)
-    return Fit(result.to("cpu", memory_format=torch.contiguous_format).eval(), run.accuracies)
 
+    data: Data
+    settings: Train
+    seed: int = 0
+    teacher: nn.Module | None = None
+    hooks: Sequence[Hook] = ()
+    saver: Saver | None = None
+    report: Report = ignore
 
-def _train(
-    run: _Run,
-    data: Data,
-    settings: Train,
-    loss_of: _Loss,
-    indices: tuple[Tensor, Tensor],
-    seed: int,
-    saver: Saver | None,
-    report: Callable[[Tick], None],
-) -> None:
-    kept, held_out = indices
-    per_epoch = -(-len(kept) // settings.batch_size)
-    steps, saved_at, started = settings.epochs * per_epoch, time.monotonic(), time.monotonic()
-    images_seen = 0
-    while run.step < steps:
-        epoch, position = divmod(run.step, per_epoch)
-        order = kept[torch.randperm(len(kept), generator=_generator(seed, epoch))]
-        batches = in_batches(order, settings.batch_size)[position:]
-        augment = (seed + 1) * 100_003 + epoch if settings.augment else None
-        for chosen, images in zip(batches, data.train.batches(batches, augment), strict=True):
-            rate = learning_rate(settings, run.step, steps, per_epoch)
-            loss = _step(run, loss_of, images, data.train.labels[chosen], rate)
-            images_seen += len(chosen)
-            last = run.step % per_epoch == 0
-            if last:
-                _validate(run, data, held_out)
-            speed = images_seen / (time.monotonic() - started)
-            known = run.accuracies[-1] if run.accuracies else None
-            report(Tick(epoch, settings.epochs, run.step, steps, loss, speed, known, last))
-            if saver and time.monotonic() - saved_at >= saver.seconds:
-                saver.save(run)
-                saved_at = time.monotonic()
+    def fit(self, module: nn.Module) -> Fit:
+        """Train a copy of `module`, which stays as it is.
+
+        Raises:
+            InputError: the device is not there, or the saved state does not belong to this run.
+        """
+        device, layout = _device(self.settings.device), _layout(self.settings)
+        student = copy.deepcopy(module).to(device).to(memory_format=layout)
+        run = _Run(student, _optimizer(student, self.settings), _average(student, self.settings), self.hooks)
+        teacher = None if self.teacher is None else copy.deepcopy(self.teacher).eval().to(device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            saved = self.saver.load() if self.saver else None
+            if saved is not None:
+                run.restore(saved)
+            self._train(run, _Loss(self.settings, teacher))
+        result = run.result
+        if run.best is not None:
+            result.load_state_dict(run.best)
+        return Fit(result.to("cpu").to(memory_format=torch.contiguous_format).eval(), run.accuracies)
+
+    def _train(self, run: _Run, loss_of: _Loss) -> None:
+        settings, labels = self.settings, self.data.train.labels
+        kept, held_out = _hold_out(len(labels), settings.validation, self.seed)
+        per_epoch = -(-len(kept) // settings.batch_size)
+        steps = settings.epochs * per_epoch
+        started = saved_at = time.monotonic()
+        seen = 0
+        while run.step < steps:
+            epoch, position = divmod(run.step, per_epoch)
+            order = kept[torch.randperm(len(kept), generator=_generator(self.seed, epoch))]
+            batches = in_batches(order, settings.batch_size)[position:]
+            augment = (self.seed + 1) * 100_003 + epoch if settings.augment else None
+            for chosen, images in zip(batches, self.data.train.batches(batches, augment), strict=True):
+                rate = learning_rate(settings, run.step, steps, per_epoch)
+                loss = _step(run, loss_of, images, labels[chosen], rate)
+                seen += len(chosen)
+                finished = run.step % per_epoch == 0
+                if finished and len(held_out):
+                    _validate(run, self.data, held_out)
+                known = run.accuracies[-1] if run.accuracies else None
+                speed = seen / (time.monotonic() - started)
+                self.report(Tick(epoch, settings.epochs, run.step, steps, loss, speed, known, finished))
+                if self.saver and time.monotonic() - saved_at >= self.saver.seconds:
+                    self.saver.save(run)
+                    saved_at = time.monotonic()
 
 
 def _step(run: _Run, loss_of: _Loss, images: Tensor, labels: Tensor, rate: float) -> float:
@@ -247,7 +248,7 @@ def _step(run: _Run, loss_of: _Loss, images: Tensor, labels: Tensor, rate: float
         group["lr"] = rate
     loss = loss_of(run.module, images, labels)
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     run.optimizer.step()
     for hook in run.hooks:
         hook.after_step(run.module)
@@ -258,9 +259,7 @@ def _step(run: _Run, loss_of: _Loss, images: Tensor, labels: Tensor, rate: float
 
 
 def _validate(run: _Run, data: Data, held_out: Tensor) -> None:
-    """Keep the weights where they are the best so far; without validation images the last ones count."""
-    if not len(held_out):
-        return
+    """Keep the weights where they are the best so far."""
     now = accuracy(run.result, data.train, held_out)
     if not run.accuracies or now >= max(run.accuracies):
         run.best = {name: t.detach().cpu().clone() for name, t in run.result.state_dict().items()}
@@ -276,8 +275,7 @@ class _Loss:
 
     def __call__(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         home = next(module.parameters())
-        layout = torch.channels_last if self._settings.channels_last else torch.preserve_format
-        images = images.to(home.device, memory_format=layout)
+        images = images.to(home.device).to(memory_format=_layout(self._settings))
         labels = labels.to(home.device)
         with torch.autocast(home.device.type, torch.bfloat16, enabled=self._settings.bf16):
             main, *others = output_tensors(module(images))
@@ -297,6 +295,10 @@ class _Loss:
             target = F.log_softmax(output_tensors(self._teacher(images))[0].float() / heat, 1)
         divergence = F.kl_div(F.log_softmax(found.float() / heat, 1), target, log_target=True, reduction="batchmean")
         return (1 - weight) * loss + weight * heat**2 * divergence
+
+
+def _layout(settings: Train) -> torch.memory_format:
+    return torch.channels_last if settings.channels_last else torch.preserve_format
 
 
 def _generator(seed: int, epoch: int) -> torch.Generator:

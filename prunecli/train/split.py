@@ -33,8 +33,13 @@ class Normalisation:
 class Split(Protocol):
     """What the loop needs of a split."""
 
-    labels: Tensor  # (N,) int64
-    shape: tuple[int, ...]  # (C, H, W)
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
 
     def batches(self, batches: Sequence[Tensor], augment_seed: int | None = None) -> Iterator[Tensor]:
         """Normalised float32 images (B, C, H, W) for each tensor of indices; augmented where a seed is given."""
@@ -111,11 +116,13 @@ class _Reader(torch.utils.data.Dataset[Tensor]):
         image = read_image(self.paths[index], self.shape[0])
         if self.seed is None:
             image = v2.functional.resize(image, round(min(size) * 256 / 224), antialias=True)
-            return v2.functional.center_crop(image, list(size))
+            centre: Tensor = v2.functional.center_crop(image, list(size))
+            return centre
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self.seed, index)) & 0x7FFFFFFF)
             image = v2.RandomResizedCrop(size, antialias=True)(image)
-            return v2.RandomHorizontalFlip()(image)
+            mirrored: Tensor = v2.RandomHorizontalFlip()(image)
+            return mirrored
 
 
 def read_image(path: str, channels: int) -> Tensor:
