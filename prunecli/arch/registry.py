@@ -71,7 +71,7 @@ def build(spec: ArchSpec) -> nn.Module:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArchError(f"cannot build {spec}: {error}", hint="check the options after '?'") from error
     if not isinstance(module, nn.Module):
-        raise ArchError(f"{spec} returned a {type(module).__name__}, not an nn.Module")
+        raise ArchError(f"{spec} returned {type(module).__name__}, expected nn.Module")
     return module
 
 

@@ -24,6 +24,7 @@ from prunecli.errors import CheckpointError, UnsafeFileError
 
 METADATA_KEY = "prunecli"
 _TRUST = "if you trust where it comes from, allow it with --trust; safer: save the state dict and use that"
+_INTERRUPTED = "was the download, the copy or the save interrupted?"
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Ch
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{path} is damaged or not what it seems ({kind.title}): {_brief(error)}") from error
+        raise CheckpointError(
+            f"{path} is damaged or not what it seems ({kind.title}): {_brief(error)}", hint=_INTERRUPTED
+        ) from error
     module = payload if isinstance(payload, nn.Module) and not isinstance(payload, torch.jit.ScriptModule) else None
     state, notes = find_state(payload, key)
     state, more = (state, []) if container is not None or module is not None else plain_names(state)
@@ -119,7 +122,7 @@ def recognise(path: Path) -> Kind:
     """The format of a file, by its content."""
     size = path.stat().st_size
     if size == 0:
-        raise CheckpointError(f"{path} is empty", hint="was the download or the save interrupted?")
+        raise CheckpointError(f"{path} is empty", hint=_INTERRUPTED)
     with path.open("rb") as stream:
         head = stream.read(16)
     if head.startswith(b"PK\x03\x04"):
@@ -139,7 +142,7 @@ def _zip_kind(path: Path) -> Kind:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile as error:
-        raise CheckpointError(f"{path} is a damaged zip archive: {error}", hint="was the copy interrupted?") from error
+        raise CheckpointError(f"{path} is a damaged zip archive: {error}", hint=_INTERRUPTED) from error
     tops = {name.partition("/")[2] for name in names} | set(names)
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in tops):
         return KINDS["pt2"]
@@ -159,7 +162,7 @@ def _load_pickle(path: Path, trust: bool) -> Loaded:
     except pickle.UnpicklingError as error:
         named = _named_globals(path, error)
         if not named:
-            raise CheckpointError(f"{path} is damaged: {_brief(error)}") from error
+            raise CheckpointError(f"{path} is damaged: {_brief(error)}", hint=_INTERRUPTED) from error
         raise UnsafeFileError(
             f"{path} holds more than weights; reading it would import {', '.join(named)}", hint=_TRUST
         ) from error
@@ -215,7 +218,9 @@ def _check_header(path: Path) -> None:
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
     if length > path.stat().st_size - 8:
-        raise CheckpointError(f"{path} is truncated: its header claims {length} bytes, the file is shorter")
+        raise CheckpointError(
+            f"{path} is truncated: its header claims {length} bytes, the file is shorter", hint=_INTERRUPTED
+        )
 
 
 def _read_folder(path: Path) -> Checkpoint:

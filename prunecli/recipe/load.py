@@ -63,7 +63,9 @@ def load(text: str, overrides: Sequence[str] = (), fields: Mapping[str, Any] | N
         source = path.read_text()
         data, lines = yaml.safe_load(source), _lines(source)
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise RecipeError(f"{path} is not YAML: {_yaml_problem(error)}") from error
+        raise RecipeError(
+            f"{path} is not YAML: {_yaml_problem(error)}", hint="compare: prunecli recipes show magnitude-flops50"
+        ) from error
     if not isinstance(data, dict):
         raise RecipeError(f"{path} holds no recipe", hint="prunecli recipes show magnitude-flops50")
     _find_model(data, path.parent)
@@ -136,7 +138,7 @@ def _problem(kind: type[BaseModel], error: Any, prefix: tuple[str, ...]) -> tupl
     place = tuple(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         known = _fields_at(kind, place[:-1])
-        near = difflib.get_close_matches(place[-1], known, 1)
+        near = difflib.get_close_matches(place[-1], known, 1) or [k for k in known if place[-1].startswith(f"{k}_")]
         tip = f'; did you mean "{near[0]}"?' if near else ""
         owner = ".".join(prefix + place[:-1]) or "a recipe"
         return prefix + place, f"unknown key{tip}  ({owner} takes: {', '.join(known)})"

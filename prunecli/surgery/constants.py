@@ -70,6 +70,11 @@ def field_of(tape: Tape, fields: Fields, ref: Ref) -> Tensor:
     return field
 
 
+def whole_field(tape: Tape, fields: Fields, ref: Ref) -> Tensor:
+    """The field of an argument in the argument's full shape."""
+    return field_of(tape, fields, ref).expand(tape.shapes[ref.index])
+
+
 def squeeze(field: Tensor) -> Field:
     """Reduce every dim along which the field does not vary to extent 1; None when nothing is known."""
     if bool(field.isnan().all()):
@@ -121,7 +126,7 @@ def _layout(op: Op, tape: Tape, fields: Fields) -> list[Field]:
 
 def _convolution(op: Op, tape: Tape, fields: Fields) -> Field:
     """An output channel is known when all it reads is known, and no padding mixes with a non-zero constant."""
-    data, weight = field_of(tape, fields, op.args[0]), field_of(tape, fields, op.args[1])
+    data, weight = field_of(tape, fields, op.args[0]), whole_field(tape, fields, op.args[1])
     transposed, groups = bool(op.args[6]), int(op.args[8])
     channels = tape.shapes[op.args[0].index][1]
     if bool(weight.isnan().any()) or any(n > 1 for n in data.shape[2:]) or data.shape[0] > 1:
@@ -147,7 +152,7 @@ def _convolution(op: Op, tape: Tape, fields: Fields) -> Field:
 
 
 def _matmul(op: Op, tape: Tape, fields: Fields) -> Field:
-    data, weight = (field_of(tape, fields, r) for r in op.refs()[-2:])
+    data, weight = field_of(tape, fields, op.refs()[-2]), whole_field(tape, fields, op.refs()[-1])
     if bool(weight.isnan().any()) or data.ndim != 2 or weight.ndim != 2 or data.shape[0] > 1:
         return None
     inputs = data.expand(1, tape.shapes[op.refs()[-2].index][1])

@@ -319,7 +319,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used: {error}", hint="train.device: auto, cpu or cuda") from error
+        raise InputError(f"device {name!r} cannot be used here", hint="train.device: auto, cpu or cuda") from error
     return device
 
 

@@ -1,0 +1,35 @@
+"""Every test has its own cache and none sees the user's."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("default")
+
+SHARED = Path(os.environ.get("PRUNECLI_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One cache for the whole run: the index of architectures is made once."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def checkpoints() -> Path:
+    """Real trained ResNets; skipped where they are absent."""
+    folder = SHARED / "checkpoints"
+    if not (folder / "resnet20-12fca82f.th").is_file():
+        pytest.skip("the real checkpoints are not here (PRUNECLI_SHARED)")
+    return folder

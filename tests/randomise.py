@@ -1,0 +1,32 @@
+"""Make a network as hard as it gets: nothing is zero, one or equal by accident, and slices are zero on purpose."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random batch-norm statistics and affine parameters, random biases."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.running_mean.copy_(torch.randn(part.num_features, generator=generator) * 0.5)
+            part.running_var.copy_(torch.rand(part.num_features, generator=generator) + 0.5)
+        bias = getattr(part, "bias", None)
+        if isinstance(bias, nn.Parameter):
+            bias.data.copy_(torch.randn(bias.shape, generator=generator) * 0.3)
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.weight.data.copy_(torch.rand(part.num_features, generator=generator) + 0.5)
+    return module.eval()
+
+
+def zero_filters(module: nn.Module, share: float, seed: int = 0) -> nn.Module:
+    """Zero a share of the filters of every convolution, each layer on its own; biases stay."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            count = part.weight.shape[0]
+            gone = torch.randperm(count, generator=generator)[: int(count * share)]
+            part.weight.data[gone] = 0
+    return module
