@@ -46,7 +46,9 @@ def main(names: list[str]) -> None:
         tests = [random_example(example, 0)]
         wide = compare(module, small, tests, torch.float64).max_rel_error
         single = compare(module, copy.deepcopy(small).float(), tests, torch.float32).max_rel_error
-        print(f"| {name} | {size} | {params:.1%} | {flops:.1%} | {wide:.1e} | {single:.1e} | {seconds:.1f} |", flush=True)
+        print(
+            f"| {name} | {size} | {params:.1%} | {flops:.1%} | {wide:.1e} | {single:.1e} | {seconds:.1f} |", flush=True
+        )
 
 
 if __name__ == "__main__":

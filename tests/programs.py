@@ -17,11 +17,13 @@ ACTIVATIONS = {
     "leaky": nn.LeakyReLU,
     "tanh": nn.Tanh,
     "silu": nn.SiLU,
+    "mish": nn.Mish,
+    "elu": nn.ELU,
     "none": nn.Identity,
 }
 KINDS = (
     "conv", "depthwise", "grouped", "transposed", "residual", "dense", "branches", "split_add", "gate", "shuffle",
-    "excite", "maxpool", "avgpool", "prelu", "pad_channels", "crop",
+    "excite", "glu", "maxpool", "avgpool", "prelu", "pad_channels", "crop",
 )  # fmt: skip
 
 
@@ -112,6 +114,9 @@ class Block(nn.Module):
     def _gate(self, step: Step, inputs: int) -> None:
         self.body = nn.Conv2d(inputs, 2 * step.width, 1, bias=step.bias)
 
+    def _glu(self, step: Step, inputs: int) -> None:
+        self.body = nn.Sequential(nn.Conv2d(inputs, 2 * step.width, 1, bias=step.bias), nn.GLU(1))
+
     def _shuffle(self, step: Step, inputs: int) -> None:
         self.out = inputs
 
@@ -181,6 +186,8 @@ class Network(nn.Module):
             block = Block(step, channels)
             blocks.append(block)
             channels = block.out
+            if channels < 1:
+                raise ValueError("nothing is left to crop")
         self.blocks = nn.Sequential(*blocks)
         self.flat = flat
         with torch.no_grad():
@@ -206,6 +213,8 @@ def disturb(module: nn.Module, seed: int, share: float) -> nn.Module:
         for dim in range(min(tensor.ndim, 2) if not name.startswith("head.2") else 0):
             if name.endswith(("running_mean", "running_var")):
                 continue
-            gone = torch.rand(tensor.shape[dim], generator=generator) < share * float(torch.rand(1, generator=generator))
+            gone = torch.rand(tensor.shape[dim], generator=generator) < share * float(
+                torch.rand(1, generator=generator)
+            )
             tensor.data.index_fill_(dim, gone.nonzero().flatten(), 0)
     return module.eval()

@@ -73,7 +73,7 @@ ELEMENTWISE = {
     for name in (
         "alias", "detach", "clone", "contiguous", "lift_fresh", "fill_", "zero_", "copy_", "_to_copy", "zeros_like",
         "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "bernoulli_", "native_dropout",
-        "rrelu_with_noise",
+        "rrelu_with_noise", "hardswish", "hardswish_", "log_sigmoid_forward",
     )
 }  # fmt: skip
 
@@ -491,6 +491,24 @@ def cat(call: Call, book: Book) -> list[Labels]:
         shape[dim] = ids.numel()
         joined.append(Label(ids.reshape(shape), dim))
     return [tuple(joined)]
+
+
+@rule("aten::glu")
+def glu(call: Call, book: Book) -> list[Labels]:
+    """The second half gates the first: position by position they are one channel."""
+    ndim = len(call.out_shapes[0])
+    dim = int(call.op.args[1]) % ndim if len(call.op.args) > 1 else ndim - 1
+    passed = []
+    for label in call.labels(0):
+        if label.axis == dim:
+            value, gate = book.align(label).ids.chunk(2, dim)
+            book.tie(value, gate)
+            passed.append(Label(value, dim))
+        elif dim in label.index_dims:
+            book.freeze((label,), f"gated across its rows at {call.op.where}")
+        else:
+            passed.append(label)
+    return [tuple(passed)]
 
 
 def _has_axis(call: Call, ref: Ref, axis: int) -> bool:

@@ -169,10 +169,6 @@ class _Case:
     recipe: Recipe
     method: Method
 
-    def settled(self, module: nn.Module, example: Example, channels: Channels) -> Channels:
-        """Channels without what is excluded or would break."""
-        return settle(module, example, self.exclude(channels))
-
     def exclude(self, channels: Channels) -> Channels:
         """Freeze every group that a chosen module writes."""
         names = [name for name, _ in self.opened.module.named_modules() if name]
@@ -186,7 +182,7 @@ class _Case:
 
     def strip(self, module: nn.Module) -> tuple[Stripped, Verified]:
         """What is zero goes, proven."""
-        stripped = strip(module, self.example, self.settled)
+        stripped = strip(module, self.example, self.exclude)
         return stripped, verify(module, stripped.module, self.tests)
 
 
@@ -238,16 +234,20 @@ def _channels(case: _Case) -> _Result:
     whole = full(np.ones(full.widths.shape[1], dtype=np.bool_))
     limit = _limit(budget, whole)
     stripped, free = case.strip(case.module)
-    channels = case.settled(stripped.module, case.example, trace(stripped.module, case.example))
+    channels = settle(stripped.module, case.example, case.exclude(trace(stripped.module, case.example)))
     if all(group.frozen for group in channels.groups):
         raise InputError(
             "no prunable channel: every group is frozen", hint="prunecli analyze --why LAYER tells the reason"
         )
-    scores = case.method.channel_scores(stripped.module, channels, case.recipe.seed)
     cost = _cost(stripped.module, channels, budget)
-    removed = Search(channels, scores, cost, limit, case.method.min_channels, budget.unit, whole).solve(
-        case.recipe.strip.round_to
-    )
+    scores = case.method.channel_scores(stripped.module, channels, case.recipe.seed)
+    while True:
+        search = Search(channels, scores, cost, limit, case.method.min_channels, budget.unit, whole)
+        removed = search.solve(case.recipe.strip.round_to)
+        settled = settle(stripped.module, case.example, channels, removed)
+        if settled is channels:
+            break
+        channels = settled
     smaller, journal = cut(stripped.module, channels, removed)
     proof = verify(masked(stripped.module, channels, removed), smaller, case.tests)
     met = cost(~removed) / whole

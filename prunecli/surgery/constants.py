@@ -241,11 +241,12 @@ VALUES: dict[str, Callable[[Op, Tape, Fields], Field]] = {
     "aten.cat": _cat,
     "aten.constant_pad_nd": _pad,
     "aten.avg_pool2d": _avg_pool,
+    "aten._prelu_kernel": _pointwise,
     **dict.fromkeys(
         (
             "aten.max_pool2d_with_indices", "aten.max_pool2d", "aten.max_pool3d_with_indices",
             "aten._adaptive_avg_pool2d", "aten._adaptive_avg_pool3d", "aten.adaptive_max_pool2d",
-            "aten.upsample_nearest2d", "aten.upsample_bilinear2d",
+            "aten.upsample_nearest2d", "aten.upsample_bilinear2d", "aten.reflection_pad2d", "aten.replication_pad2d",
         ),
         _pool,
     ),

@@ -6,6 +6,8 @@ then every position still meets its partner.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import nn
@@ -37,36 +39,62 @@ def probe(module: nn.Module, example: Example, channels: Channels, removed: Bool
     return ""
 
 
-def settle(module: nn.Module, example: Example, channels: Channels) -> Channels:
+def settle(module: nn.Module, example: Example, channels: Channels, removed: Bools | None = None) -> Channels:
     """Freeze the groups whose cut breaks the model; bisection finds them.
 
+    Args:
+        module: the model before the cut.
+        example: one input.
+        channels: of the model.
+        removed: (channels,) the cut that is tried; by default half of every group.
+
     Returns:
-        Channels in which half of every live group can go, all at once.
+        Channels in which that cut, as far as it is still allowed, does not break the model; the same object
+        where nothing had to be frozen.
     """
     live = [group for group in channels.groups if not group.frozen]
+    wish = _halves(channels, live) if removed is None else removed
+    touched = [group for group in live if wish[group.channels].any()]
     broken: dict[str, str] = {}
-    _sift(module, example, channels, live, broken)
+    _Sift(module, example, channels, wish, broken).search(touched)
     return channels.freeze(broken) if broken else channels
 
 
-def _sift(module: nn.Module, example: Example, channels: Channels, groups: list[Group], broken: dict[str, str]) -> None:
-    reason = probe(module, example, channels, halves(channels, groups)) if groups else ""
-    if not reason:
-        return
-    if len(groups) == 1:
-        broken[groups[0].name] = reason
-        return
-    middle = len(groups) // 2
-    _sift(module, example, channels, groups[:middle], broken)
-    _sift(module, example, channels, groups[middle:], broken)
+@dataclass(frozen=True)
+class _Sift:
+    module: nn.Module
+    example: Example
+    channels: Channels
+    wish: Bools
+    broken: dict[str, str]
+
+    def search(self, groups: list[Group]) -> None:
+        """Put the groups that break the model into `broken`; all of them where only their union does."""
+        reason = probe(self.module, self.example, self.channels, self._part(groups)) if groups else ""
+        if not reason:
+            return
+        known = len(self.broken)
+        middle = len(groups) // 2
+        if middle:
+            self.search(groups[:middle])
+            self.search(groups[middle:])
+        if len(self.broken) == known:
+            self.broken.update({group.name: reason for group in groups})
+
+    def _part(self, groups: list[Group]) -> Bools:
+        """The part of the cut that lies in some groups."""
+        inside = np.zeros(self.channels.count, dtype=np.bool_)
+        for group in groups:
+            inside[group.channels] = True
+        return repair(self.channels, self.wish & inside)
 
 
-def halves(channels: Channels, groups: list[Group]) -> Bools:
-    """Every second channel of each group, as far as the blocks allow."""
+def _halves(channels: Channels, groups: list[Group]) -> Bools:
+    """Every second channel of each group; the whole of a group of one."""
     removed = np.zeros(channels.count, dtype=np.bool_)
     for group in groups:
-        removed[group.channels[1::2]] = True
-    return repair(channels, removed)
+        removed[group.channels[1::2] if len(group.channels) > 1 else group.channels] = True
+    return removed
 
 
 def _first_line(error: Exception) -> str:

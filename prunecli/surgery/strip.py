@@ -26,9 +26,10 @@ from prunecli.graph.tape import Example, named_tensors
 from prunecli.surgery.apply import cut
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.plan import repair
+from prunecli.surgery.probe import settle
 
 Floats = NDArray[np.float64]
-Settle = Callable[[nn.Module, Example, Channels], Channels]
+Restrict = Callable[[Channels], Channels]
 
 
 @dataclass(frozen=True)
@@ -52,27 +53,23 @@ class _Take:
     keeper: int = field(default=-1)  # position whose column takes the others, -1 for none
 
 
-def strip(module: nn.Module, example: Example, settle: Settle | None = None) -> Stripped:
+def strip(module: nn.Module, example: Example, restrict: Restrict = lambda channels: channels) -> Stripped:
     """Remove all channels that do not matter, round after round until none is left.
 
     Args:
         module: stays as it is; eval-mode behaviour is what is kept.
         example: one input, for the tape only; the result is exact at every input size.
-        settle: freezes groups whose cut would break the model.
+        restrict: freezes groups that must stay whole.
     """
     journal, total = Journal(), 0
     while True:
-        channels = trace(module, example)
+        channels = restrict(trace(module, example))
         removed, replace = _plan(module, channels)
+        while removed.any() and (settled := settle(module, example, channels, removed)) is not channels:
+            channels = settled
+            removed, replace = _plan(module, channels)
         if not removed.any():
             return Stripped(module, journal, total)
-        if settle is not None:
-            settled = settle(module, example, channels)
-            if settled is not channels:
-                removed, replace = _plan(module, settled)
-                channels = settled
-                if not removed.any():
-                    return Stripped(module, journal, total)
         module, done = cut(module, channels, removed, replace=replace)
         journal, total = journal.then(done), total + int(removed.sum())
 

@@ -64,10 +64,14 @@ def _files(folder: Path) -> None:
         "version: 1\nmethod:\n  name: magnitude\n  p_norm: 2\nbudget:\n  flops: 1.5\n  paramz: 0.5\n"
     )
     (folder / "not.yaml").write_text("version: [1\n")
-    (folder / "type.yaml").write_text("version: 1\nmethod: {name: magnitude}\nbudget: {flops: 0.5}\ntrain: {epochs: many}\n")
+    (folder / "type.yaml").write_text(
+        "version: 1\nmethod: {name: magnitude}\nbudget: {flops: 0.5}\ntrain: {epochs: many}\n"
+    )
     (folder / "method.yaml").write_text("version: 1\nmethod: {name: magnitud}\nbudget: {flops: 0.5}\n")
     (folder / "nobudget.yaml").write_text("version: 1\nmethod: {name: magnitude}\n")
-    (folder / "sparse.yaml").write_text("version: 1\nmethod: {name: magnitude, structure: weight}\nbudget: {flops: 0.5}\n")
+    (folder / "sparse.yaml").write_text(
+        "version: 1\nmethod: {name: magnitude, structure: weight}\nbudget: {flops: 0.5}\n"
+    )
     (folder / "images").mkdir()
     (folder / "readonly").mkdir()
 
@@ -164,7 +168,9 @@ def test_bad_input(name: str, folder: Path, run: Callable[[list[str]], object]) 
     assert message == golden.read_text()
 
 
-def test_ambiguous_architecture(folder: Path, run: Callable[[list[str]], object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ambiguous_architecture(
+    folder: Path, run: Callable[[list[str]], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two architectures of one source with the same names and shapes: the user has to choose."""
     from prunecli.arch import guess, registry
 

@@ -49,7 +49,10 @@ def stripped(name: str) -> tuple[nn.Module, Stripped, Example]:
 def test_strip_is_exact(name: str) -> None:
     module, result, example = stripped(name)
     assert sum(p.numel() for p in result.module.parameters()) < sum(p.numel() for p in module.parameters())
-    tests = [random_example(example, 0), random_example(Example((torch.zeros(1, 3, NETS[name] + 32, NETS[name] + 32),)), 1)]
+    tests = [
+        random_example(example, 0),
+        random_example(Example((torch.zeros(1, 3, NETS[name] + 32, NETS[name] + 32),)), 1),
+    ]
     assert compare(module, result.module, tests, torch.float64).max_rel_error <= 1e-12
     single = copy.deepcopy(result.module).float()
     assert compare(module, single, tests, torch.float32).max_rel_error <= 1e-5

@@ -1,0 +1,131 @@
+"""Groups: what is coupled is found, and what cannot be followed is frozen with a reason."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunecli.graph.channels import Channels, Group, trace
+from prunecli.graph.tape import Example
+
+
+def channels_of(module: nn.Module, *shape: int) -> Channels:
+    return trace(module.eval(), Example((torch.zeros(shape),)))
+
+
+def group_of(channels: Channels, member: str) -> Group:
+    return next(g for g in channels.groups if member in channels.member_names(g))
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        x = x + self.norm(self.second(x))
+        return self.head(x.mean((2, 3)))
+
+
+class Concatenated(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1), nn.Conv2d(10, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.cat([self.a(x), self.b(x)], 1)).mean((2, 3))
+
+
+class Depthwise(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x))).mean((2, 3))
+
+
+class Flattened(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 25, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(x).flatten(1))
+
+
+class Sorted(nn.Module):
+    """An op without a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.sort(self.conv(x), 1).values).mean((2, 3))
+
+
+def test_residual_couples_both_writers() -> None:
+    channels = channels_of(Residual(), 1, 3, 5, 5)
+    stream = group_of(channels, "first.weight[0]")
+    names = set(channels.member_names(stream))
+    assert {"first.weight[0]", "second.weight[0]", "second.weight[1]", "norm.weight[0]", "head.weight[1]"} <= names
+    assert len(stream.channels) == 8
+    assert stream.frozen == ""
+
+
+def test_concatenation_keeps_the_parts_apart() -> None:
+    channels = channels_of(Concatenated(), 1, 3, 5, 5)
+    first, second = group_of(channels, "a.weight[0]"), group_of(channels, "b.weight[0]")
+    assert (len(first.channels), len(second.channels)) == (4, 6)
+    assert "c.weight[1]" in channels.member_names(first)
+    assert "c.weight[1]" in channels.member_names(second)
+
+
+def test_depthwise_ties_input_and_output() -> None:
+    channels = channels_of(Depthwise(), 1, 3, 5, 5)
+    assert {"a.weight[0]", "b.weight[0]", "b.bias[0]", "c.weight[1]"} <= set(
+        channels.member_names(group_of(channels, "a.weight[0]"))
+    )
+
+
+def test_flatten_ties_a_channel_to_all_its_positions() -> None:
+    channels = channels_of(Flattened(), 1, 3, 5, 5)
+    group = group_of(channels, "conv.weight[0]")
+    slot = next(channels.slots[s] for s in group.slots if channels.slots[s].name == "head.weight")
+    assert [(slot.channels == c).sum() for c in group.channels] == [25] * 4
+
+
+def test_inputs_and_outputs_are_frozen() -> None:
+    channels = channels_of(Residual(), 1, 3, 5, 5)
+    assert group_of(channels, "head.bias[0]").frozen == "model output"
+
+
+def test_an_unknown_op_freezes_and_is_named() -> None:
+    channels = channels_of(Sorted(), 1, 3, 5, 5)
+    assert channels.unknown == {"aten.sort": 1}
+    assert "aten.sort" in group_of(channels, "conv.weight[0]").frozen
+
+
+def test_a_user_can_teach_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    import prunecli
+    from prunecli.graph import rules
+
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+
+    @prunecli.rule("aten::sort")
+    def sort(call: rules.Call, book: object) -> list[object]:
+        return [(), ()]
+
+    assert channels_of(Sorted(), 1, 3, 5, 5).unknown == {}
+
+
+def test_the_order_is_the_same_every_time() -> None:
+    first, second = (channels_of(Residual(), 1, 3, 5, 5) for _ in range(2))
+    assert [(g.name, g.channels.tolist()) for g in first.groups] == [
+        (g.name, g.channels.tolist()) for g in second.groups
+    ]

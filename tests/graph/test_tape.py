@@ -1,0 +1,77 @@
+"""Looking leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from randomise import randomise
+from torch import nn
+
+from prunecli.arch.registry import build
+from prunecli.arch.spec import parse
+from prunecli.graph.channels import trace
+from prunecli.graph.tape import Example, record
+
+
+class Fails(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise KeyError("no")
+
+
+class NeedsData(nn.Module):
+    """Its Python asks for values, which meta tensors do not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        return x if float(x.sum()) < 1e9 else -x
+
+
+def test_tracing_leaves_no_trace() -> None:
+    module = randomise(build(parse("cifar_resnet20")))
+    module.layer1.train()  # a mixed mode must survive too
+    example = Example((torch.zeros(1, 3, 32, 32),))
+    state = copy.deepcopy(module.state_dict())
+    modes = [part.training for part in module.modules()]
+    random = torch.get_rng_state()
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    trace(module, example)
+    assert all(torch.equal(state[name], tensor) for name, tensor in module.state_dict().items())
+    assert modes == [part.training for part in module.modules()]
+    assert torch.equal(random, torch.get_rng_state())
+    assert torch.backends.mha.get_fastpath_enabled() == fastpath
+    assert all(p.grad is None for p in module.parameters())
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def test_a_failing_forward_restores_everything() -> None:
+    module = Fails()
+    before = torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(KeyError):
+        record(module, Example((torch.zeros(1),)))
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    assert not module._forward_hooks
+
+
+def test_python_that_needs_data_runs_on_real_tensors() -> None:
+    tape = record(NeedsData(), Example((torch.zeros(1, 3, 4, 4),)))
+    assert any(op.name == "aten.convolution" for op in tape.ops)
+
+
+def test_in_place_writes_make_new_values() -> None:
+    class Adds(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = x.clone()
+            view = y[:1]
+            view.add_(1)
+            return y
+
+    tape = record(Adds(), Example((torch.zeros(2, 2),)))
+    write = next(op for op in tape.ops if op.name == "aten.add_")
+    assert write.clobbers
+    assert write.outputs[0] not in write.clobbers
