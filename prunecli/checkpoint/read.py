@@ -141,7 +141,7 @@ def _zip_kind(path: Path) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except zipfile.BadZipFile as error:
+    except Exception as error:  # damaged directories raise Unicode, struct and other errors too
         raise CheckpointError(f"{path} is a damaged zip archive: {error}", hint=_INTERRUPTED) from error
     tops = {name.partition("/")[2] for name in names} | set(names)
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in tops):

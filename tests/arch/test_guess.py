@@ -1,0 +1,71 @@
+"""The architecture is told from names and shapes alone."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunecli.arch.registry import BUILTIN, build
+from prunecli.arch.spec import parse
+from prunecli.errors import ArchError
+from prunecli.model import Opening, open_model
+from prunecli.pipeline.analyze import analyze
+
+NESTS = {
+    "plain": lambda state: state,
+    "nested": lambda state: {"state_dict": state, "epoch": 1},
+    "data-parallel": lambda state: {"model": {f"module.{n}": t for n, t in state.items()}},
+    "compiled-ema": lambda state: {"model_ema": {f"_orig_mod.model.{n}": t for n, t in state.items()}},
+}
+
+
+@pytest.mark.parametrize("nest", NESTS)
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
+def test_torchvision_with_ten_classes(name: str, nest: str, tmp_path: Path) -> None:
+    state = build(parse(f"torchvision:{name}?num_classes=10")).state_dict()
+    torch.save(NESTS[nest](state), tmp_path / "m.pt")
+    model = open_model(str(tmp_path / "m.pt"))
+    assert str(model.arch) == f"torchvision:{name}?num_classes=10"
+    assert model.input == (1, 3, 224, 224)
+    assert all(torch.equal(model.module.state_dict()[n], t) for n, t in state.items())
+
+
+@pytest.mark.parametrize("name", [n for n in BUILTIN if n not in ("cifar_wrn28_10", "conv2")])
+def test_every_built_in_network(name: str, tmp_path: Path) -> None:
+    torch.save(build(parse(f"{name}?num_classes=7")).state_dict(), tmp_path / "m.pt")
+    model = open_model(str(tmp_path / "m.pt"))
+    assert str(model.arch) == f"{name}?num_classes=7"
+    assert model.input == BUILTIN[name][1]
+
+
+def test_a_warm_guess_takes_under_a_second(tmp_path: Path) -> None:
+    torch.save(build(parse("torchvision:resnet18")).state_dict(), tmp_path / "m.pt")
+    open_model(str(tmp_path / "m.pt"))
+    started = time.perf_counter()
+    open_model(str(tmp_path / "m.pt"))
+    assert time.perf_counter() - started < 1.5  # reading and filling included
+
+
+def test_an_unknown_checkpoint_is_still_counted(tmp_path: Path) -> None:
+    weight = torch.ones(4, 3)
+    weight[:2] = 0
+    torch.save({"body.weight": weight, "body.bias": torch.zeros(4), "n": torch.tensor(1)}, tmp_path / "m.pt")
+    facts = analyze(str(tmp_path / "m.pt"))
+    assert (facts.arch, facts.params, facts.nonzero, facts.layers[0].dead) == (None, 16, 6, 2)
+    assert any("--arch" in note for note in facts.notes)
+
+
+def test_a_users_file_is_imported_only_when_named(tmp_path: Path) -> None:
+    net = tmp_path / "net.py"
+    net.write_text("from torch import nn\ndef build(width=4):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, width))\n")
+    model = open_model(f"{net}:build?width=6", Opening(input_shape=(1, 3, 2, 2)))
+    assert model.module[1].out_features == 6
+
+
+@pytest.mark.parametrize("text", ["", "net.py:", "resnet18?classes", ":x"])
+def test_bad_specs(text: str) -> None:
+    with pytest.raises(ArchError):
+        build(parse(text))

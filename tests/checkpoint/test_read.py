@@ -1,0 +1,187 @@
+"""All formats come to the same names and numbers; nothing is executed."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+from torch.nn.utils.parametrizations import weight_norm
+
+from prunecli.arch.registry import build
+from prunecli.arch.spec import parse
+from prunecli.checkpoint.read import read
+from prunecli.errors import CheckpointError, UnsafeFileError
+
+State = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def state() -> State:
+    torch.manual_seed(0)
+    return dict(build(parse("digits_net")).state_dict())
+
+
+def save_zip(state: State, path: Path) -> None:
+    torch.save(state, path)
+
+
+def save_legacy(state: State, path: Path) -> None:
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+
+
+def save_safetensors(state: State, path: Path) -> None:
+    safetensors.torch.save_file({n: t.clone() for n, t in state.items()}, path)
+
+
+def nested(key: str, prefix: str = "") -> Callable[[State, Path], None]:
+    def save(state: State, path: Path) -> None:
+        payload = {"epoch": 3, "optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}}}
+        torch.save(payload | {key: {f"{prefix}{n}": t for n, t in state.items()}}, path)
+
+    return save
+
+
+FORMATS: dict[str, Callable[[State, Path], None]] = {
+    "zip": save_zip,
+    "legacy": save_legacy,
+    "safetensors": save_safetensors,
+    "state_dict": nested("state_dict"),
+    "model": nested("model"),
+    "model_state_dict": nested("model_state_dict"),
+    "ema": nested("ema"),
+    "model_ema": nested("model_ema"),
+    "state_dict_ema": nested("state_dict_ema"),
+    "data-parallel": nested("state_dict", "module."),
+    "compiled": nested("model", "_orig_mod."),
+    "lightning": nested("state_dict", "model."),
+    "both": nested("model", "_orig_mod.module."),
+    "unusual-key": nested("student"),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_tensors(name: str, state: State, tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"  # the suffix says nothing
+    FORMATS[name](state, path)
+    found = read(path).state
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[n], state[n]) for n in state)
+
+
+def test_the_trained_weights_win_over_their_average_and_key_forces(state: State, tmp_path: Path) -> None:
+    averaged = {n: t + 1 for n, t in state.items()}
+    torch.save({"ema": averaged, "state_dict": state}, tmp_path / "m.pt")
+    plain, forced = read(tmp_path / "m.pt"), read(tmp_path / "m.pt", key="ema")
+    assert torch.equal(plain.state["head.weight"], state["head.weight"])
+    assert torch.equal(forced.state["head.weight"], averaged["head.weight"])
+    assert any("'ema'" in note and "--key" in note for note in plain.notes)
+
+
+def test_masks_of_torch_prune_are_folded(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1))
+    torch_prune.ln_structured(net[0], "weight", 0.5, n=2, dim=0)
+    torch_prune.l1_unstructured(net[1], "bias", 1)
+    torch.save(net.state_dict(), tmp_path / "masked.pt")
+    found = read(tmp_path / "masked.pt").state
+    assert found.keys() == {"0.weight", "0.bias", "1.weight", "1.bias"}
+    assert torch.equal(found["0.weight"], net[0].weight)
+    assert torch.equal(found["1.bias"], net[1].bias)
+
+
+def test_parametrized_weights_are_folded(tmp_path: Path) -> None:
+    net = nn.Sequential(weight_norm(nn.Linear(3, 4)))
+    torch.save(net.state_dict(), tmp_path / "norm.pt")
+    found = read(tmp_path / "norm.pt").state
+    assert found.keys() == {"0.weight", "0.bias"}
+    torch.testing.assert_close(found["0.weight"], net[0].weight.detach())
+
+
+def test_shared_tensors_stay_shared(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.b.weight = self.a.weight
+
+    torch.save(Tied().state_dict(), tmp_path / "tied.pt")
+    found = read(tmp_path / "tied.pt").state
+    assert found["a.weight"].data_ptr() == found["b.weight"].data_ptr()
+
+
+CODE: dict[str, Callable[[Path], None]] = {
+    "module": lambda path: torch.save(nn.Linear(2, 3), path),
+    "legacy-module": lambda path: torch.save(nn.Linear(2, 3), path, _use_new_zipfile_serialization=False),
+    "torchscript": lambda path: torch.jit.trace(nn.Linear(2, 3), torch.zeros(1, 2)).save(str(path)),
+    "pt2": lambda path: torch.export.save(torch.export.export(nn.Linear(2, 3), (torch.zeros(1, 2),)), path),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_code_is_refused_and_read_with_trust(name: str, tmp_path: Path) -> None:
+    path = tmp_path / ("m.pt2" if name == "pt2" else "m.pt")
+    CODE[name](path)
+    with pytest.raises(UnsafeFileError, match="execut|import"):
+        read(path)
+    assert read(path, trust=True).state["weight"].shape == (3, 2)
+
+
+class Exploit:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, (str(self.marker),))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_hostile_pickle_is_not_executed(legacy: bool, state: State, tmp_path: Path) -> None:
+    marker = tmp_path / "executed"
+    payload = {"state_dict": state, "extra": Exploit(marker)}
+    torch.save(payload, tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(UnsafeFileError, match="mkdir"):
+        read(tmp_path / "m.pt")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["zip", "legacy", "safetensors"])
+def test_truncated_files_are_refused_at_every_length(name: str, state: State, tmp_path: Path) -> None:
+    FORMATS[name](state, tmp_path / "whole")
+    whole = (tmp_path / "whole").read_bytes()
+    for tenth in range(10):
+        torn = tmp_path / "torn"
+        torn.write_bytes(whole[: len(whole) * tenth // 10])
+        with pytest.raises(CheckpointError):
+            read(torn)
+
+
+def test_flipped_bytes_never_crash(state: State, tmp_path: Path) -> None:
+    """A damaged file is read or refused; nothing else happens."""
+    torch.save(state, tmp_path / "whole")
+    whole = bytearray((tmp_path / "whole").read_bytes())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        damaged = copy.copy(whole)
+        for position in torch.randint(0, len(whole), (20,), generator=generator).tolist():
+            damaged[position] ^= 0xFF
+        (tmp_path / "damaged").write_bytes(damaged)
+        try:
+            read(tmp_path / "damaged")
+        except CheckpointError:
+            pass
+
+
+def test_a_hugging_face_folder(tmp_path: Path, state: State) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["ResNetForImageClassification"]}')
+    half = len(state) // 2
+    for number, names in enumerate((list(state)[:half], list(state)[half:])):
+        save_safetensors({n: state[n] for n in names}, tmp_path / f"model-{number}.safetensors")
+    found = read(tmp_path)
+    assert found.state.keys() == state.keys()
+    assert found.config == {"architectures": ["ResNetForImageClassification"]}

@@ -1,0 +1,71 @@
+"""Budgets: never above, close below, ties and impossible ones."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from prunecli.arch.registry import build
+from prunecli.arch.spec import parse
+from prunecli.cost.budget import Search
+from prunecli.cost.count import Polynomial, flops
+from prunecli.errors import InputError
+from prunecli.graph.channels import Channels, trace
+from prunecli.graph.tape import Example
+
+
+@cache
+def case() -> tuple[Channels, Polynomial]:
+    torch.manual_seed(0)
+    channels = trace(build(parse("cifar_resnet20")).eval(), Example((torch.zeros(1, 3, 32, 32),)))
+    return channels, flops(channels)
+
+
+def kept_share(removed: np.ndarray) -> float:
+    channels, cost = case()
+    return cost(~removed) / cost(np.ones(channels.count, dtype=np.bool_))
+
+
+def search(scores: np.ndarray, share: float, **options: int) -> Search:
+    channels, cost = case()
+    whole = cost(np.ones(channels.count, dtype=np.bool_))
+    return Search(channels, scores, cost, share * whole, unit="flops", **options)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_met_from_below(share: float, round_to: int) -> None:
+    scores = np.random.default_rng(1).random(case()[0].count)
+    met = kept_share(search(scores, share).solve(round_to))
+    assert share - 0.01 <= met <= share
+
+
+def test_tied_scores_are_no_excuse() -> None:
+    assert 0.49 <= kept_share(search(np.ones(case()[0].count), 0.5).solve()) <= 0.5
+
+
+def test_widths_are_rounded_where_it_costs_no_budget() -> None:
+    channels, _ = case()
+    removed = search(np.random.default_rng(2).random(channels.count), 0.5).solve(8)
+    widths = [int((~removed[g.channels]).sum()) for g in channels.groups if not g.frozen]
+    assert all(width % 8 == 0 for width in widths)
+
+
+def test_min_channels() -> None:
+    channels, _ = case()
+    removed = search(np.random.default_rng(3).random(channels.count), 0.3, min_channels=6).solve()
+    assert all((~removed[g.channels]).sum() >= min(6, len(g.channels)) for g in channels.groups)
+
+
+def test_an_impossible_budget_names_the_least_possible() -> None:
+    with pytest.raises(InputError, match=r"least possible is 0\.29 %"):
+        search(np.ones(case()[0].count), 0.001).solve()
+
+
+def test_the_same_scores_give_the_same_cut() -> None:
+    scores = np.random.default_rng(4).integers(0, 3, case()[0].count).astype(float)
+    first, second = (search(scores, 0.5).solve(8) for _ in range(2))
+    assert (first == second).all()

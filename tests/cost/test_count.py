@@ -1,0 +1,51 @@
+"""The solver's count is fvcore's, to the last FLOP, whole and cut."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from prunecli.arch.registry import build
+from prunecli.arch.spec import parse
+from prunecli.cost.count import flops, params
+from prunecli.cost.measure import fvcore_flops
+from prunecli.graph.channels import trace
+from prunecli.graph.tape import Example
+from prunecli.surgery.apply import cut
+from prunecli.surgery.plan import repair
+from prunecli.surgery.probe import settle
+
+NETS = {
+    "cifar_resnet20": (3, 32), "digits_net": (1, 8), "conv4": (3, 32), "cifar_mobilenet_v1": (3, 32),
+    "torchvision:mobilenet_v2": (3, 64), "torchvision:shufflenet_v2_x0_5": (3, 64),
+    "torchvision:squeezenet1_1": (3, 64), "torchvision:mobilenet_v3_small": (3, 64),
+    "torchvision:vit_b_32": (3, 224),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_counted_equals_measured(name: str) -> None:
+    module = build(parse(name)).eval()
+    channels_in, size = NETS[name]
+    example = Example((torch.zeros(1, channels_in, size, size),))
+    channels = settle(module, example, trace(module, example))
+    counted, weights = flops(channels), params(channels, [n for n, _ in module.named_parameters()])
+    everything = np.ones(channels.count, dtype=np.bool_)
+    assert counted(everything) == fvcore_flops(module, example)
+    assert weights(everything) == sum(p.numel() for p in module.parameters())
+    removed = repair(channels, np.random.default_rng(0).random(channels.count) < 0.5)
+    assert removed.any()
+    smaller, _ = cut(module, channels, removed)
+    assert counted(~removed) == fvcore_flops(smaller, example)
+    assert weights(~removed) == sum(p.numel() for p in smaller.parameters())
+
+
+def test_counting_leaves_the_mode_and_the_statistics() -> None:
+    module = build(parse("digits_net")).train()
+    module.stem.eval()
+    before = {n: t.clone() for n, t in module.state_dict().items()}
+    fvcore_flops(module, Example((torch.zeros(2, 1, 8, 8),)))
+    assert module.training
+    assert not module.stem.training
+    assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())

@@ -1,0 +1,116 @@
+"""Data sets: each kind opens, fits or says why not, and gives the same pixels for the same seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from prunecli.errors import DataError
+from prunecli.train.data import open_data
+from prunecli.train.split import ArraySplit, FileSplit, Normalisation, crop_and_flip
+
+
+def folder(root: Path, size: int, names: tuple[str, str] = ("train", "test")) -> str:
+    random = np.random.default_rng(0)
+    for split in names:
+        for number, label in enumerate(("cat", "dog")):
+            (root / split / label).mkdir(parents=True)
+            for i in range(6):
+                pixels = random.integers(0, 100, (size, size, 3), dtype=np.uint8) + 100 * number
+                Image.fromarray(pixels.astype(np.uint8)).save(root / split / label / f"{i}.png")
+    return f"folder:{root}"
+
+
+def first(split: ArraySplit | FileSplit, seed: int | None = None) -> torch.Tensor:
+    return next(iter(split.batches([torch.arange(4)], seed)))
+
+
+@pytest.mark.parametrize("size", [32, 80])
+@pytest.mark.parametrize("names", [("train", "test"), ("train", "val")])
+def test_folder(size: int, names: tuple[str, str], tmp_path: Path) -> None:
+    data = open_data(folder(tmp_path, size, names), (3, size, size), 2)
+    assert data.train.labels.tolist() == [0] * 6 + [1] * 6
+    assert first(data.test).shape == (4, 3, size, size)
+    assert torch.equal(first(data.train, 5), first(data.train, 5))
+    assert not torch.equal(first(data.train, 5), first(data.train, 6))
+    again = open_data(f"folder:{tmp_path}", (3, size, size), 2)  # from the cache where the images are small
+    assert torch.equal(first(again.test), first(data.test))
+
+
+def test_large_images_are_resized_to_the_models_input(tmp_path: Path) -> None:
+    data = open_data(folder(tmp_path, 100), (3, 64, 64), 2)
+    assert first(data.test).shape == first(data.train, 0).shape == (4, 3, 64, 64)
+
+
+def test_normalisation_is_in_the_name(tmp_path: Path) -> None:
+    text = folder(tmp_path, 32)
+    plain = open_data(f"{text}?mean=0,0,0&std=1,1,1", (3, 32, 32), 2)
+    pixels = np.asarray(Image.open(tmp_path / "test" / "cat" / "0.png")) / 255
+    np.testing.assert_allclose(first(plain.test)[0].permute(1, 2, 0).numpy(), pixels, atol=1e-6)
+
+
+@pytest.mark.parametrize("query", ["mean=1,2", "std=0,0,0", "mean=a,b,c", "scale=2"])
+def test_bad_normalisation(query: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        open_data(f"{folder(tmp_path, 32)}?{query}", (3, 32, 32), 2)
+
+
+def test_too_small_images_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="images are 3x80x80, the model takes 3x224x224"):
+        open_data(folder(tmp_path, 80), (3, 224, 224), 2)
+
+
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
+    text = folder(tmp_path, 32)
+    (tmp_path / "test" / "cat" / "3.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"3\.png"):
+        open_data(text, (3, 32, 32), 2)
+
+
+def test_different_classes_are_refused(tmp_path: Path) -> None:
+    text = folder(tmp_path, 32)
+    (tmp_path / "test" / "emu").mkdir()
+    with pytest.raises(DataError, match="different classes"):
+        open_data(text, (3, 32, 32), 2)
+
+
+def test_digits() -> None:
+    data = open_data("digits", (1, 8, 8), 10)
+    assert (len(data.train.labels), len(data.test.labels)) == (1437, 360)
+    assert set(data.train.labels.tolist()) == set(range(10))
+
+
+def test_fake_is_the_same_every_time() -> None:
+    first_time, second = (open_data("fake:3x16x16", (3, 16, 16), 5) for _ in range(2))
+    assert torch.equal(first(first_time.train), first(second.train))
+    assert int(first_time.train.labels.max()) == 4
+
+
+def test_a_users_function(tmp_path: Path) -> None:
+    place = tmp_path / "mine.py"
+    place.write_text(
+        "import torch\n"
+        "def build():\n"
+        "    images, labels = torch.rand(8, 1, 4, 4), torch.arange(8) % 2\n"
+        "    return (images, labels), [(i, int(l)) for i, l in zip(images, labels)]\n"
+    )
+    data = open_data(f"{place}:build", (1, 4, 4), 2)
+    assert torch.equal(first(data.train), first(data.test))
+
+
+def test_augmentation_moves_and_mirrors_whole_images() -> None:
+    image = torch.arange(1, 65, dtype=torch.uint8).reshape(1, 1, 8, 8).repeat(64, 1, 1, 1)
+    moved = crop_and_flip(image, torch.Generator().manual_seed(0), flip=True)
+    seen = {tuple(m.flatten().tolist()) for m in moved}
+    assert 8 < len(seen) <= 18  # nine shifts, mirrored or not
+    assert tuple(image[0].flatten().tolist()) in seen
+    assert tuple(image[0].flip(2).flatten().tolist()) in seen
+
+
+def test_normalisation_closed_form() -> None:
+    images = torch.full((1, 2, 1, 1), 51, dtype=torch.uint8)
+    assert Normalisation((0.1, 0.2), (0.5, 1.0))(images).flatten().tolist() == pytest.approx([0.2, 0.0])

@@ -1,0 +1,166 @@
+"""The loop: repeatable, resumable to the bit, and it learns."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from prunecli.arch.registry import build
+from prunecli.arch.spec import parse
+from prunecli.errors import InputError
+from prunecli.recipe.schema import Distill, Train
+from prunecli.train.data import open_data
+from prunecli.train.evaluate import accuracy
+from prunecli.train.loop import Hook, KeepZeros, Saver, Tick, Trainer
+from prunecli.train.schedule import learning_rate
+
+DATA = open_data("digits", (1, 8, 8), 10)
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return build(parse("digits_net"))
+
+
+def equal(first: nn.Module, second: nn.Module) -> bool:
+    other = second.state_dict()
+    return all(torch.equal(t, other[n]) for n, t in first.state_dict().items())
+
+
+SETTINGS = {
+    "plain": Train(epochs=2, batch_size=64),
+    "all": Train(
+        epochs=2, batch_size=64, ema=0.9, label_smoothing=0.1, warmup_epochs=0.5, schedule="step", nesterov=True
+    ),
+    "adamw": Train(epochs=2, batch_size=64, optimizer="adamw", lr=1e-3, channels_last=True, bf16=True),
+}
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_stopped_run_continues_to_the_bit(name: str, tmp_path: Path) -> None:
+    settings, module = SETTINGS[name], net()
+
+    def stop(tick: Tick) -> None:
+        if tick.step == 31:
+            raise Stop
+
+    whole = Trainer(DATA, settings, 3).fit(module)
+    saver = Saver(tmp_path / "state", "run", seconds=0)
+    with pytest.raises(Stop):
+        Trainer(DATA, settings, 3, saver=saver, report=stop).fit(module)
+    again = Saver(tmp_path / "state", "run", resume=True, seconds=1e9)
+    resumed = Trainer(DATA, settings, 3, saver=again).fit(module)
+    assert equal(whole.module, resumed.module)
+    assert whole.accuracies == resumed.accuracies
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    Trainer(DATA, Train(epochs=1), saver=Saver(tmp_path / "state", "one", seconds=0)).fit(net())
+    with pytest.raises(InputError, match="another run"):
+        Trainer(DATA, Train(epochs=1), saver=Saver(tmp_path / "state", "two", resume=True)).fit(net())
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "state").write_bytes(b"torn")
+    with pytest.raises(InputError, match="cannot be read"):
+        Trainer(DATA, Train(epochs=1), saver=Saver(tmp_path / "state", "one", resume=True)).fit(net())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kill_and_resume_through_the_command_line(seed: int, tmp_path: Path) -> None:
+    """kill -9 at a random moment; the resumed weights equal those of a run that was never stopped."""
+    command = [
+        sys.executable, "-m", "prunecli", "finetune", "digits_net", "--data", "digits", "--recipe", "train-digits",
+        "--set", "train.save_seconds=0", "--epochs", "4", "-q", "-o",
+    ]  # fmt: skip
+    subprocess.run([*command, str(tmp_path / "whole.safetensors")], check=True)
+    killed = tmp_path / "killed.safetensors"
+    process = subprocess.Popen([*command, str(killed)])
+    state, deadline = tmp_path / "killed.safetensors.resume", time.monotonic() + 60
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(random.Random(seed).uniform(0, 0.4))
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not killed.exists()
+    subprocess.run([*command, str(killed), "--resume"], check=True)
+    assert killed.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert not state.exists()
+
+
+def test_it_learns_and_the_input_stays_as_it_is() -> None:
+    module = net()
+    before = {n: t.clone() for n, t in module.state_dict().items()}
+    trained = Trainer(DATA, Train(epochs=5, lr=0.1, batch_size=64, validation=0.1)).fit(module)
+    assert accuracy(trained.module, DATA.test) > 0.9
+    assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
+
+
+def test_the_best_epoch_by_validation_is_kept() -> None:
+    """A learning rate that explodes after the first epoch cannot cost what was won."""
+
+    class Explode(Hook):
+        steps = 0
+
+        def after_step(self, module: nn.Module) -> None:
+            self.steps += 1
+            if self.steps == 70:
+                with torch.no_grad():
+                    for parameter in module.parameters():
+                        parameter.normal_()
+
+    settings = Train(epochs=4, lr=0.05, batch_size=64, validation=0.1, schedule="constant")
+    trained = Trainer(DATA, settings, hooks=[Explode()]).fit(net())
+    kept = accuracy(trained.module, DATA.test)
+    assert max(trained.accuracies) > 0.85
+    assert abs(kept - max(trained.accuracies)) < 0.1
+
+
+def test_distillation_pulls_towards_the_teacher() -> None:
+    """With all weight on the teacher the labels do not matter."""
+    teacher = Trainer(DATA, Train(epochs=4, lr=0.1, batch_size=64)).fit(net()).module
+    wrong = open_data("digits", (1, 8, 8), 10)
+    wrong.train.labels.copy_(wrong.train.labels.flip(0))
+    settings = Train(epochs=4, lr=0.05, batch_size=64, validation=0, distill=Distill(weight=1.0))
+    student = Trainer(wrong, settings, teacher=teacher).fit(net()).module
+    assert accuracy(student, DATA.test) > 0.85
+
+
+def test_zeros_stay_zero() -> None:
+    module = net()
+    module.stem[0].weight.data[:7] = 0
+    trained = Trainer(DATA, Train(epochs=1), hooks=[KeepZeros(module)]).fit(module).module
+    assert bool((trained.stem[0].weight[:7] == 0).all())
+    assert not torch.equal(trained.stem[0].weight, module.stem[0].weight)
+
+
+def test_dropout_does_not_move_the_users_random_state() -> None:
+    module = net()
+    before = torch.get_rng_state()
+    Trainer(DATA, Train(epochs=1)).fit(module)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_schedules() -> None:
+    cosine = Train(lr=1.0, warmup_epochs=1)
+    rates = [learning_rate(cosine, step, 100, 10) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    step = Train(lr=1.0, schedule="step", milestones=[0.5, 0.75], gamma=0.1)
+    assert [learning_rate(step, s, 100, 10) for s in (0, 49, 50, 74, 75)] == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert learning_rate(Train(lr=0.3, schedule="constant"), 99, 100, 10) == 0.3
