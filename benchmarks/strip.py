@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
@@ -24,6 +25,11 @@ from prunecli.cost.measure import fvcore_flops
 from prunecli.graph.tape import Example
 from prunecli.surgery.strip import strip
 from prunecli.surgery.verify import compare, random_example
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
 
 
 def main(names: list[str]) -> None:
@@ -39,10 +45,8 @@ def main(names: list[str]) -> None:
         started = time.perf_counter()
         small = strip(module, example).module
         seconds = time.perf_counter() - started
-        params, flops = (
-            (count(small) or 0) / (count(module) or 1)
-            for count in (lambda m: sum(p.numel() for p in m.parameters()), lambda m: fvcore_flops(m, example))
-        )
+        params = count(small) / count(module)
+        flops = (fvcore_flops(small, example) or 0) / (fvcore_flops(module, example) or 1)
         tests = [random_example(example, 0)]
         wide = compare(module, small, tests, torch.float64).max_rel_error
         single = compare(module, copy.deepcopy(small).float(), tests, torch.float32).max_rel_error

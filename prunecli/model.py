@@ -223,9 +223,10 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
     added = {n for n in state if n not in own and _may_add(module, n)}
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
     unexpected = [n for n in state if n not in own and n not in added and not n.endswith("num_batches_tracked")]
-    wrong = [n for n in own if n in state and tuple(state[n].shape) != _expected(n, own[n], journal)]
+    shapes = _expected(own, journal)
+    wrong = [n for n in own if n in state and tuple(state[n].shape) != shapes[n]]
     if missing or unexpected or wrong:
-        raise ArchError(_misfit(what, own, state, journal, missing, unexpected, wrong), hint="check --arch")
+        raise ArchError(_misfit(what, shapes, state, missing, unexpected, wrong), hint="check --arch")
     tied: dict[int, nn.Parameter | Tensor] = {}
     for name, old in own.items():
         owner, _, attribute = name.rpartition(".")
@@ -255,13 +256,17 @@ def _may_add(module: nn.Module, name: str) -> bool:
     return attribute == "bias" and isinstance(holder, nn.Linear | nn.modules.conv._ConvNd) and holder.bias is None
 
 
-def _expected(name: str, tensor: Tensor, journal: Journal) -> tuple[int, ...]:
-    return tuple(len(journal.kept.get((name, d), range(n))) for d, n in enumerate(tensor.shape))
+def _expected(own: Mapping[str, Tensor], journal: Journal) -> dict[str, tuple[int, ...]]:
+    """Shapes after the journal's cuts; it names a shared tensor once."""
+    first: dict[int, str] = {}
+    shapes = {}
+    for name, tensor in own.items():
+        known = first.setdefault(id(tensor), name)
+        shapes[name] = tuple(len(journal.kept.get((known, d), range(n))) for d, n in enumerate(tensor.shape))
+    return shapes
 
 
-def _misfit(
-    what: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor], journal: Journal, *lists: list[str]
-) -> str:
+def _misfit(what: str, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], *lists: list[str]) -> str:
     missing, unexpected, wrong = lists
     lines = [f"{what} does not fit:"]
     if missing:
@@ -269,7 +274,5 @@ def _misfit(
     if unexpected:
         lines.append(f"  {len(unexpected)} tensors have no place: {', '.join(unexpected[:3])}")
     for name in wrong[:3]:
-        lines.append(
-            f"  {name} is {tuple(state[name].shape)}, the architecture has {_expected(name, own[name], journal)}"
-        )
+        lines.append(f"  {name} is {tuple(state[name].shape)}, the architecture has {shapes[name]}")
     return "\n".join(lines)

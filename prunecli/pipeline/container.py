@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,43 @@ from prunecli.model import Model, Opening, assign, from_checkpoint
 from prunecli.surgery.verify import random_example
 
 
-def container(
-    model: Model,
-    *,
-    recipe: Mapping[str, Any] | None,
-    verified: Verified | None,
-    budget: BudgetFacts | None,
-    evaluation: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The metadata of the file. Nothing in it depends on when or where the run took place."""
-    return {
+@dataclass(frozen=True)
+class Provenance:
+    """What the file says about how it came to be: nothing in it depends on when or where the run took place."""
+
+    recipe: Mapping[str, Any] | None
+    verified: Verified | None
+    budget: BudgetFacts | None
+    evaluation: Mapping[str, Any]
+
+
+def save(path: Path, model: Model, opened: Model, provenance: Provenance) -> int:
+    """Write `model`; the file appears only if it reloads to bit-identical outputs.
+
+    Args:
+        path: of the result.
+        model: what is written.
+        opened: the same model as it was opened; gives the classes of a module without an architecture name.
+        provenance: goes into the metadata.
+
+    Returns:
+        The size of the file in bytes.
+
+    Raises:
+        VerificationError: the reloaded model differs from the one in memory.
+    """
+    metadata = {
         "format_version": 1,
         "arch": None if model.arch is None else str(model.arch),
         "input": list(model.input),
         "journal": model.journal.to_json(),
-        "recipe": recipe,
         "parent_sha256": parent_digest(model),
-        "verified": None if verified is None else asdict(verified),
-        "budget": None if budget is None else asdict(budget),
-        "evaluation": evaluation,
         "versions": {"prunecli": version("prunecli"), "torch": torch.__version__},
+        **asdict(provenance),
     }
+    tensors = dict(model.module.state_dict(keep_vars=True))
+    write_tensors(path, tensors, metadata, _same_after_reload(model, opened))
+    return path.stat().st_size
 
 
 def parent_digest(model: Model) -> str | None:
@@ -54,22 +70,6 @@ def parent_digest(model: Model) -> str | None:
 def identity(*parts: object) -> str:
     """A digest of everything that makes a run what it is."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()
-
-
-def write(path: Path, model: Model, opened: Model, metadata: Mapping[str, Any]) -> None:
-    """Write `model`; the file appears only if it reloads to bit-identical outputs.
-
-    Args:
-        path: of the result.
-        model: what is written.
-        opened: the same model as it was opened; gives the classes of a module without an architecture name.
-        metadata: from `container`.
-
-    Raises:
-        VerificationError: the reloaded model differs from the one in memory.
-    """
-    tensors = dict(model.module.state_dict(keep_vars=True))
-    write_tensors(path, tensors, metadata, _same_after_reload(model, opened))
 
 
 def _same_after_reload(model: Model, opened: Model) -> Callable[[Path], None]:

@@ -11,10 +11,10 @@ from prunecli.checkpoint.write import check_output
 from prunecli.errors import InputError
 from prunecli.facts import BudgetFacts, FinetuneFacts, Verified
 from prunecli.model import DEFAULT, Model, Opening, open_model
-from prunecli.pipeline.container import container, identity, parent_digest, write
+from prunecli.pipeline.container import Provenance, identity, parent_digest, save
 from prunecli.pipeline.evaluation import data_for, evaluated
 from prunecli.pipeline.figures import figures, source_bytes
-from prunecli.recipe.schema import Recipe
+from prunecli.recipe.schema import Recipe, Train
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loop import KeepZeros, Report, Saver, Trainer, ignore
 
@@ -55,41 +55,38 @@ def finetune(
     check_output(output, *inputs, *([guide.path] if guide and guide.path else []))
     images = data_for(opened, recipe.data)
     before = figures(opened, opened.module, source_bytes(opened), accuracy(opened.module, images.test))
-    run = identity(
-        parent_digest(opened), opened.arch, recipe.data, None if guide is None else parent_digest(guide),
-        settings.model_dump(exclude={"save_seconds"}), recipe.seed,
-    )  # fmt: skip
-    saver = Saver(output.with_name(f"{output.name}.resume"), run, resume, settings.save_seconds)
+    saver = _saver(recipe, settings, output, opened, guide, resume)
     continued = resume and saver.path.exists()
     guided = None if guide is None else guide.module
     trainer = Trainer(images, settings, recipe.seed, guided, [KeepZeros(opened.module)], saver, report)
     trained = trainer.fit(opened.module)
     final = replace(opened, module=trained.module)
-    after = figures(final, final.module, 0, accuracy(final.module, images.test))
+    reached = accuracy(final.module, images.test)
     verified, budget = _inherited(opened)
-    metadata = container(
-        final, recipe=_combined(opened, recipe), verified=verified, budget=budget,
-        evaluation=evaluated(recipe.data, before.accuracy, after.accuracy),
-    )  # fmt: skip
-    write(output, final, opened, metadata)
+    evaluation = evaluated(recipe.data, before.accuracy, reached)
+    size = save(output, final, opened, Provenance(_combined(opened, recipe), verified, budget, evaluation))
     saver.path.unlink(missing_ok=True)
-    notes = [*opened.notes]
-    if resume:
-        notes.append(
-            "continued from a saved state" if continued else "there was no saved state; started at the beginning"
-        )
     return FinetuneFacts(
         model=opened.source,
         arch=None if opened.arch is None else str(opened.arch),
         before=before,
-        after=replace(after, bytes=output.stat().st_size),
+        after=figures(final, final.module, size, reached),
         validation=trained.accuracies,
         verified=verified,
         budget=budget,
         output=str(output),
         seconds=round(time.monotonic() - started, 3),
-        notes=notes,
+        notes=[*opened.notes, *(["continued from a saved state"] if continued else [])],
     )
+
+
+def _saver(recipe: Recipe, settings: Train, output: Path, opened: Model, guide: Model | None, resume: bool) -> Saver:
+    """The resumable state lies beside the output and belongs to exactly this run."""
+    run = identity(
+        parent_digest(opened), opened.arch, recipe.data, None if guide is None else parent_digest(guide),
+        settings.model_dump(exclude={"save_seconds"}), recipe.seed,
+    )  # fmt: skip
+    return Saver(output.with_name(f"{output.name}.resume"), run, resume, settings.save_seconds)
 
 
 def _inherited(model: Model) -> tuple[Verified | None, BudgetFacts | None]:

@@ -60,7 +60,9 @@ def test_an_unknown_checkpoint_is_still_counted(tmp_path: Path) -> None:
 
 def test_a_users_file_is_imported_only_when_named(tmp_path: Path) -> None:
     net = tmp_path / "net.py"
-    net.write_text("from torch import nn\ndef build(width=4):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, width))\n")
+    net.write_text(
+        "from torch import nn\ndef build(width=4):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, width))\n"
+    )
     model = open_model(f"{net}:build?width=6", Opening(input_shape=(1, 3, 2, 2)))
     assert model.module[1].out_features == 6
 

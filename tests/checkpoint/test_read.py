@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections.abc import Callable
@@ -127,7 +128,7 @@ CODE: dict[str, Callable[[Path], None]] = {
 def test_code_is_refused_and_read_with_trust(name: str, tmp_path: Path) -> None:
     path = tmp_path / ("m.pt2" if name == "pt2" else "m.pt")
     CODE[name](path)
-    with pytest.raises(UnsafeFileError, match="execut|import"):
+    with pytest.raises(UnsafeFileError, match=r"execut|import"):
         read(path)
     assert read(path, trust=True).state["weight"].shape == (3, 2)
 
@@ -171,10 +172,8 @@ def test_flipped_bytes_never_crash(state: State, tmp_path: Path) -> None:
         for position in torch.randint(0, len(whole), (20,), generator=generator).tolist():
             damaged[position] ^= 0xFF
         (tmp_path / "damaged").write_bytes(damaged)
-        try:
+        with contextlib.suppress(CheckpointError):
             read(tmp_path / "damaged")
-        except CheckpointError:
-            pass
 
 
 def test_a_hugging_face_folder(tmp_path: Path, state: State) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 
 from prunecli.graph.channels import Channels, Group, trace
 from prunecli.graph.tape import Example
+from prunecli.surgery.plan import repair
 
 
 def channels_of(module: nn.Module, *shape: int) -> Channels:
@@ -82,6 +84,8 @@ def test_concatenation_keeps_the_parts_apart() -> None:
     channels = channels_of(Concatenated(), 1, 3, 5, 5)
     first, second = group_of(channels, "a.weight[0]"), group_of(channels, "b.weight[0]")
     assert (len(first.channels), len(second.channels)) == (4, 6)
+    read = next(slot for slot in channels.slots if (slot.name, slot.dim) == ("c.weight", 1))
+    assert read.channels.tolist() == [*first.channels.tolist(), *second.channels.tolist()]
     assert "c.weight[1]" in channels.member_names(first)
     assert "c.weight[1]" in channels.member_names(second)
 
@@ -91,6 +95,17 @@ def test_depthwise_ties_input_and_output() -> None:
     assert {"a.weight[0]", "b.weight[0]", "b.bias[0]", "c.weight[1]"} <= set(
         channels.member_names(group_of(channels, "a.weight[0]"))
     )
+
+
+def test_grouped_rows_keep_equal_counts() -> None:
+    """Four groups of three rows: a wish for two rows of one group is granted in all groups or in none."""
+    net = nn.Sequential(nn.Conv2d(8, 12, 3, groups=4), nn.ReLU(), nn.Conv2d(12, 2, 1), nn.Flatten(2))
+    channels = channels_of(net, 1, 8, 3, 3)
+    (rows,) = (block for block in channels.blocks if block.shape == (4, 3))
+    wish = np.zeros(channels.count, dtype=np.bool_)
+    wish[rows[0, :2]] = wish[rows[1:, 0]] = True
+    removed = repair(channels, wish)
+    assert removed[rows].sum(axis=1).tolist() == [1, 1, 1, 1]
 
 
 def test_flatten_ties_a_channel_to_all_its_positions() -> None:

@@ -1,0 +1,70 @@
+"""Exported files compute what the model does, in their own runtime."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import prunecli
+from prunecli.recipe.load import load
+from prunecli.train.data import open_data
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    recipe = load("quickstart", ["train=null"])
+    prunecli.prune(recipe, recipe.model, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return next(open_data("digits", (1, 8, 8), 10).test.batches([torch.arange(7)]))
+
+
+def test_onnx_on_real_images(small: str, images: torch.Tensor, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    facts = prunecli.export(small, tmp_path / "m.onnx")
+    assert facts.checked == "onnxruntime"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})  # another batch size
+    torch.testing.assert_close(torch.from_numpy(found), prunecli.load(small)(images).detach(), atol=1e-4, rtol=0)
+
+
+ALONE = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+assert not any(name.startswith("prunecli") for name in sys.modules)
+images = torch.load(sys.argv[2])
+torch.save(program(images).detach(), sys.argv[3])
+"""
+
+
+def test_pt2_runs_without_prunecli(small: str, images: torch.Tensor, tmp_path: Path) -> None:
+    prunecli.export(small, tmp_path / "m.pt2")
+    torch.save(images, tmp_path / "images")
+    places = [str(tmp_path / name) for name in ("m.pt2", "images", "found")]
+    subprocess.run([sys.executable, "-c", ALONE, *places], check=True)
+    torch.testing.assert_close(torch.load(tmp_path / "found"), prunecli.load(small)(images).detach(), atol=1e-5, rtol=0)
+
+
+def test_torchscript(small: str, images: torch.Tensor, tmp_path: Path) -> None:
+    prunecli.export(small, tmp_path / "m.ts")
+    found = torch.jit.load(str(tmp_path / "m.ts"))(images)
+    torch.testing.assert_close(found, prunecli.load(small)(images), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_state_dicts(suffix: str, small: str, tmp_path: Path) -> None:
+    path = tmp_path / f"m.{suffix}"
+    prunecli.export(small, path)
+    found = load_file(path) if suffix == "safetensors" else torch.load(path, weights_only=True)
+    own = prunecli.load(small).state_dict()
+    assert all(torch.equal(found[n], t) for n, t in own.items())

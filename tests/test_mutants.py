@@ -1,0 +1,146 @@
+"""The tests are tested: each named one-line mutation must turn its test red.
+
+A mutation is a text replacement in a copy of the package; the named test runs against the copy in a process of
+its own. The unchanged copy passes them all, so red means the mutation.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import prunecli
+
+HERE = Path(__file__).parent
+PACKAGE = Path(prunecli.__file__).parent
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One line that is wrong, and the test that says so."""
+
+    file: str
+    line: str
+    wrong: str
+    test: str
+
+
+SLICE = "surgery/test_random_nets.py::test_slice_equals_the_masked_model"
+STRIP = "surgery/test_strip.py"
+MUTANTS = {
+    "slicing is a no-op": Mutant(
+        "surgery/apply.py",
+        "smaller = smaller.index_select(dim, torch.tensor(kept[name, dim], device=smaller.device))",
+        "pass",
+        f"{STRIP}::test_zero_constants_go_without_a_trace",
+    ),
+    "keep and drop are swapped": Mutant(
+        "surgery/apply.py",
+        "tuple((~removed[slot.channels]).nonzero()[0].tolist())",
+        "tuple(removed[slot.channels].nonzero()[0].tolist())",
+        f"{STRIP}::test_dead_channels_are_those_nobody_reads",
+    ),
+    "buffers keep their length": Mutant(
+        "graph/tape.py",
+        "    yield from module.named_buffers()",
+        "    yield from ()",
+        SLICE,
+    ),
+    "grouped rows may be uneven": Mutant(
+        "graph/rules.py",
+        "    book.equal_counts(rows.ids.reshape(groups, -1))",
+        "    pass",
+        "graph/test_channels.py::test_grouped_rows_keep_equal_counts",
+    ),
+    "padding is forgotten when constants fold": Mutant(
+        "surgery/strip.py",
+        'return plain_conv and op.name == "aten.convolution" and not any(op.args[4])',
+        'return plain_conv and op.name == "aten.convolution"',
+        f"{STRIP}::test_one_constant_channel_stays_under_zero_padding",
+    ),
+    "a column is not scaled by c_i / c_k": Mutant(
+        "surgery/strip.py",
+        "share = (constants / take.constant[take.keeper])",
+        "share = (constants / constants.clamp_min(1e-30))",
+        f"{STRIP}::test_one_constant_channel_stays_under_zero_padding",
+    ),
+    "concatenation forgets the order": Mutant(
+        "graph/rules.py",
+        "    ids = torch.cat(ends)",
+        "    ids = torch.cat(ends[::-1])",
+        "graph/test_channels.py::test_concatenation_keeps_the_parts_apart",
+    ),
+    "verify says true": Mutant(
+        "surgery/verify.py",
+        "    if result.max_rel_error > TOLERANCE[dtype]:",
+        "    if False:",
+        "pipeline/test_prune.py::test_what_is_not_equal_is_not_written",
+    ),
+    "the budget is met from above": Mutant(
+        "cost/budget.py",
+        "            if self._cost(self._remove(order, middle)) <= self.limit:",
+        "            if self._cost(self._remove(order, middle)) <= self.limit * 1.1:",
+        "cost/test_budget.py::test_met_from_below",
+    ),
+    "the file is written in place": Mutant(
+        "checkpoint/write.py",
+        '    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")',
+        "    handle, temporary = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), str(path)",
+        "checkpoint/test_write.py::test_an_exception_leaves_the_old_file",
+    ),
+    "the journal forgets the first cut": Mutant(
+        "checkpoint/journal.py",
+        "kept[key] = indices if first is None else tuple(first[i] for i in indices)",
+        "kept[key] = indices",
+        "checkpoint/test_journal.py::test_two_cuts_are_one",
+    ),
+    "pickles are trusted": Mutant(
+        "checkpoint/read.py",
+        'return torch.load(path, map_location="cpu", weights_only=not trust), None',
+        'return torch.load(path, map_location="cpu", weights_only=False), None',
+        "checkpoint/test_read.py::test_a_hostile_pickle_is_not_executed",
+    ),
+}
+
+
+def outcome(package: Path, test: str) -> int:
+    """pytest's exit status: 0 green, 1 red."""
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(HERE / test)]
+    return subprocess.run(command, env=environment, capture_output=True, cwd=HERE.parent, check=False).returncode
+
+
+def copy(folder: Path) -> Path:
+    package = folder / "prunecli"
+    shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    return package
+
+
+@pytest.mark.slow
+def test_the_unchanged_copy_is_green(tmp_path: Path) -> None:
+    package = copy(tmp_path)
+    assert [m.test for m in MUTANTS.values() if outcome(package, m.test) != 0] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_turn_red(name: str, tmp_path: Path) -> None:
+    mutant = MUTANTS[name]
+    package = copy(tmp_path)
+    source = (package / mutant.file).read_text()
+    assert source.count(mutant.line) == 1, "the line has changed; bring the mutant up to date"
+    (package / mutant.file).write_text(source.replace(mutant.line, mutant.wrong))
+    assert outcome(package, mutant.test) == 1
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_up_to_date(name: str) -> None:
+    mutant = MUTANTS[name]
+    assert (PACKAGE / mutant.file).read_text().count(mutant.line) == 1
+    assert (HERE / mutant.test.partition("::")[0]).is_file()

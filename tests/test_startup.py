@@ -1,0 +1,39 @@
+"""What needs no torch does not load it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = """
+import sys
+from prunecli.cli.app import app
+try:
+    app(sys.argv[1:])
+except SystemExit as done:
+    status = done.code
+heavy = [name for name in ("torch", "torchvision", "numpy", "scipy", "fvcore") if name in sys.modules]
+print("HEAVY", heavy, "STATUS", status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["prune", "--help"], 0),
+        (["--version"], 0),
+        (["recipes", "list"], 0),
+        (["prune", "x.pt", "--recipe", "bad.yaml"], 2),
+        (["prune", "x.pt", "--recipe", "no-such-recipe"], 2),
+        (["analyze", "x.pt", "--check", "flop<1"], 2),
+    ],
+)
+def test_no_torch(arguments: list[str], status: int, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("version: 1\nmethod: {name: magnitude, q: 1}\nbudget: {flops: 7}\n")
+    command = [sys.executable, "-c", RUN, *arguments]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert found.stdout.splitlines()[-1] == f"HEAVY [] STATUS {status}", found.stderr
