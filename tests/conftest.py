@@ -9,8 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import prunecli
+
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("default")
+
+if expected := os.environ.get("PRUNECLI_PACKAGE"):  # a mutant: the tests must see it and nothing else
+    assert Path(prunecli.__file__).parent == Path(expected)
 
 SHARED = Path(os.environ.get("PRUNECLI_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

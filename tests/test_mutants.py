@@ -111,9 +111,9 @@ MUTANTS = {
 
 def outcome(package: Path, test: str) -> int:
     """pytest's exit status: 0 green, 1 red."""
-    environment = os.environ | {"PYTHONPATH": str(package.parent), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(package.parent), "PRUNECLI_PACKAGE": str(package)}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(HERE / test)]
-    return subprocess.run(command, env=environment, capture_output=True, cwd=HERE.parent, check=False).returncode
+    return subprocess.run(command, env=environment, capture_output=True, cwd=package.parent, check=False).returncode
 
 
 def copy(folder: Path) -> Path:
