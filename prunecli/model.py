@@ -187,7 +187,10 @@ def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], openin
 
 
 def _from_config(checkpoint: Checkpoint, config: Mapping[str, Any], opening: Opening) -> Model:
-    """A Hugging Face folder: transformers builds the class that its config names, from installed code only."""
+    """A Hugging Face folder: transformers builds the class that its config names, from installed code only.
+
+    transformers fills it too, since it keeps other names on disk than in memory for some models.
+    """
     try:
         import transformers
     except ImportError:
@@ -196,8 +199,15 @@ def _from_config(checkpoint: Checkpoint, config: Mapping[str, Any], opening: Ope
     factory = getattr(transformers, name or "", None)
     if factory is None:
         raise ArchError(f"{checkpoint.path}: transformers has no class {name!r}")
-    module = factory(transformers.AutoConfig.from_pretrained(str(checkpoint.path)))
-    assign(module, checkpoint.state, Journal(), f"{checkpoint.path} as {name}")
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        module, found = factory.from_pretrained(
+            str(checkpoint.path), use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except Exception as error:  # transformers has no common base for its errors
+        raise ArchError(f"{checkpoint.path} as {name}: {error}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would fill them with random numbers
+        raise ArchError(f"{checkpoint.path} as {name}: {len(missing)} tensors are missing: {', '.join(missing[:3])}")
     size, channels = config.get("image_size", 224), config.get("num_channels", 3)
     return _model(checkpoint, module, None, Journal(), opening.input_shape or (1, channels, size, size))
 

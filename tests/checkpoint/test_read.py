@@ -184,3 +184,19 @@ def test_a_hugging_face_folder(tmp_path: Path, state: State) -> None:
     found = read(tmp_path)
     assert found.state.keys() == state.keys()
     assert found.config == {"architectures": ["ResNetForImageClassification"]}
+
+
+def test_a_hugging_face_folder_is_a_model(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the hf extra is not installed")
+    from prunecli.model import open_model
+
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=32, patch_size=8
+    )
+    saved = transformers.ViTForImageClassification(config).eval()
+    saved.save_pretrained(tmp_path)
+    opened = open_model(str(tmp_path))
+    assert opened.input == (1, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(opened.module(images).logits, saved(images).logits)
