@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -149,11 +149,10 @@ def _load_file(place: str, error: type[InputError]) -> ModuleType:
     path = Path(place).expanduser()
     if not path.is_file():
         raise error(f"no such file: {place}")
-    loader = importlib.util.spec_from_file_location(f"prunecli_user_{path.stem}", path)
-    assert loader is not None
-    assert loader.loader is not None
-    module = importlib.util.module_from_spec(loader)
-    loader.loader.exec_module(module)
+    module = ModuleType(f"prunecli_user_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickles look themselves up there
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)  # no bytecode is left beside the user's file
     return module
 
 
