@@ -119,7 +119,7 @@ def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model
     if checkpoint.config is not None:
         return _from_config(checkpoint, checkpoint.config, opening)
     spec, why = _choose(checkpoint, opening.arch)
-    module = _blank(spec)
+    module = blank(spec)
     assign(module, checkpoint.state, Journal(), f"{checkpoint.path} as {spec}")
     found = _model(checkpoint, module, spec, Journal(), _input(spec, module, opening.input_shape))
     return replace(found, notes=[*found.notes, why]) if why else found
@@ -141,7 +141,7 @@ def _model(
     )
 
 
-def _blank(spec: ArchSpec) -> nn.Module:
+def blank(spec: ArchSpec) -> nn.Module:
     """The architecture without storage for its parameters."""
     with skeleton(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -181,7 +181,7 @@ def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], openin
         shape = opening.input_shape or tuple(int(size) for size in container["input"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.path}: the journal is damaged: {error!r}") from error
-    module = _blank(spec)
+    module = blank(spec)
     assign(module, checkpoint.state, journal, f"{checkpoint.path} as {spec}")
     return _model(checkpoint, module, spec, journal, shape)
 

@@ -51,9 +51,11 @@ def _hushed() -> Iterator[None]:
 def _program(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
     """Exported with a free batch size, or with the given one where the model fixes it."""
     pair = example.map(lambda t: torch.cat([t, t]))
-    shapes = tuple({0: torch.export.Dim.DYNAMIC} for _ in pair.args)
+    batch = torch.export.Dim("batch")
     try:
-        return torch.export.export(module, pair.args, dict(pair.kwargs), dynamic_shapes=shapes)
+        return torch.export.export(
+            module, pair.args, dict(pair.kwargs), dynamic_shapes=tuple({0: batch} for _ in pair.args)
+        )
     except Exception:  # torch.export has no common base for its errors
         return torch.export.export(module, example.args, dict(example.kwargs))
 

@@ -53,7 +53,7 @@ def settle(module: nn.Module, example: Example, channels: Channels, removed: Boo
         where nothing had to be frozen.
     """
     live = [group for group in channels.groups if not group.frozen]
-    wish = _halves(channels, live) if removed is None else removed
+    wish = halves(channels) if removed is None else removed
     touched = [group for group in live if wish[group.channels].any()]
     broken: dict[str, str] = {}
     _Sift(module, example, channels, wish, broken).search(touched)
@@ -89,12 +89,13 @@ class _Sift:
         return repair(self.channels, self.wish & inside)
 
 
-def _halves(channels: Channels, groups: list[Group]) -> Bools:
-    """Every second channel of each group; the whole of a group of one."""
+def halves(channels: Channels) -> Bools:
+    """Every second channel of each group that can be pruned, as far as all constraints allow."""
     removed = np.zeros(channels.count, dtype=np.bool_)
-    for group in groups:
-        removed[group.channels[1::2] if len(group.channels) > 1 else group.channels] = True
-    return removed
+    for group in channels.groups:
+        if not group.frozen:
+            removed[group.channels[1::2] if len(group.channels) > 1 else group.channels] = True
+    return repair(channels, removed)
 
 
 def _first_line(error: Exception) -> str:

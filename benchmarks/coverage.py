@@ -1,0 +1,117 @@
+"""Which networks are traced, halved, run and reloaded, and how much of each can be pruned.
+
+python benchmarks/coverage.py [NAME ...]      one row for each network, then the totals
+"""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+
+from prunecli.checkpoint.read import read
+from prunecli.checkpoint.write import write_tensors
+from prunecli.graph.channels import Channels, trace
+from prunecli.graph.tape import output_tensors
+from prunecli.model import assign, blank, open_model
+from prunecli.surgery.apply import cut
+from prunecli.surgery.probe import halves, settle
+
+
+@dataclass(frozen=True)
+class Row:
+    """The fate of one network."""
+
+    name: str
+    params: int
+    reachable: float
+    left: float
+    groups: int
+    frozen: int
+    seconds: float
+    problem: str
+
+    def __str__(self) -> str:
+        state = self.problem or "ok"
+        return (
+            f"| {self.name} | {self.params / 1e6:.1f} M | {self.reachable:.0%} | {self.left:.0%} | "
+            f"{self.groups} | {self.frozen} | {self.seconds:.1f} | {state} |"
+        )
+
+
+def reachable(channels: Channels) -> float:
+    """Share of the parameters that lie on a channel which can go."""
+    tape, covered, total = channels.tape, 0.0, 0
+    stays: dict[str, float] = {}
+    for slot in channels.slots:
+        stays[slot.name] = stays.get(slot.name, 1.0) * float(channels.frozen[slot.channels].mean())
+    for name, index in tape.params.items():
+        if name.endswith(("running_mean", "running_var", "num_batches_tracked")):
+            continue
+        size = int(np.prod(tape.shapes[index]))
+        total += size
+        covered += size * (1 - stays.get(name, 1.0))
+    return covered / max(total, 1)
+
+
+def check(name: str) -> Row:
+    """Halve every group that can be halved; the result must run, keep its output shapes and reload."""
+    model = open_model(name)
+    module, example = model.module, model.example
+    params = sum(p.numel() for p in module.parameters())
+    started = time.perf_counter()
+    channels = settle(module, example, trace(module, example))
+    removed = halves(channels)
+    smaller, journal = cut(module, channels, removed)
+    seconds = time.perf_counter() - started
+    left = sum(p.numel() for p in smaller.parameters()) / params
+    frozen = sum(bool(g.frozen) for g in channels.groups)
+    row = (name, params, reachable(channels), left, len(channels.groups), frozen, seconds)
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        first, second = (output_tensors(m(*example.args)) for m in (module, smaller))
+        if [t.shape for t in first] != [t.shape for t in second]:
+            return Row(*row, problem="the outputs change their shapes")
+        path = Path(folder) / "half.safetensors"
+        write_tensors(path, dict(smaller.state_dict(keep_vars=True)), {"format_version": 1})
+        assert model.arch is not None
+        again = blank(model.arch)
+        assign(again, read(path).state, journal, name)
+        third = output_tensors(again.eval()(*example.args))
+        same = all(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) for a, b in zip(second, third, strict=True))
+    return Row(*row, problem="" if same else "the file reloads to something else")
+
+
+def main(names: list[str]) -> None:
+    """All of torchvision, or the named ones."""
+    warnings.simplefilter("ignore")
+    models = [n for n in torchvision.models.list_models() if not n.startswith("quantized")]
+    print(f"prunecli {version('prunecli')}, torch {torch.__version__}, torchvision {torchvision.__version__}")
+    print("| network | params | reachable | left after halving | groups | frozen | seconds | |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    rows = []
+    for name in names or [f"torchvision:{n}" for n in models]:
+        try:
+            row = check(name)
+        except Exception as error:
+            text = str(error).strip().splitlines()
+            row = Row(name, 0, 0.0, 1.0, 0, 0, 0.0, f"{type(error).__name__}: {text[0] if text else ''}"[:140])
+        rows.append(row)
+        print(row, flush=True)
+        gc.collect()
+    passed = sum(not r.problem for r in rows)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\n{passed} of {len(rows)} pass; peak memory {memory:.1f} GiB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
