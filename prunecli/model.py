@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.arch.guess import guess
-from prunecli.arch.registry import build, default_input, skeleton
+from prunecli.arch.registry import arguments, build, default_input, skeleton
 from prunecli.arch.spec import ArchSpec, parse
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.read import Checkpoint, read
@@ -73,7 +73,7 @@ class Model:
     @property
     def example(self) -> Example:
         """A zero input in the dtype of the parameters."""
-        return Example((torch.zeros(self.input, dtype=self.dtype),))
+        return Example(arguments(self.arch, torch.zeros(self.input, dtype=self.dtype)))
 
     @property
     def dtype(self) -> torch.dtype:

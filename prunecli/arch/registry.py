@@ -174,12 +174,33 @@ def default_input(spec: ArchSpec, module: nn.Module) -> Shape | None:
 def _torchvision_input(name: str, channels: int) -> Shape | None:
     import torchvision
 
+    if _torchvision_family(name) in ("detection", "optical_flow"):
+        return (1, channels, *_SIZES.get(name, (224, 224)))
     weights = torchvision.models.get_model_weights(name)
     keywords = next(iter(weights)).transforms.keywords if len(weights) else {}
     crop = keywords.get("crop_size", 224)
     if isinstance(crop, int):
         return (1, channels, crop, crop)
     return (1, channels, 16, *crop)  # video: 16 frames
+
+
+def arguments(spec: ArchSpec | None, images: torch.Tensor) -> tuple[Any, ...]:
+    """What the network's forward takes for a batch of images (N, C, H, W)."""
+    family = _torchvision_family(spec.name) if spec is not None and spec.source == "torchvision" else ""
+    if family == "detection":
+        return (list(images),)
+    if family == "optical_flow":
+        return (images, images.clone())
+    return (images,)
+
+
+# Where the metadata does not say it. RAFT needs at least 128 pixels a side.
+_SIZES = {"ssdlite320_mobilenet_v3_large": (320, 320), "ssd300_vgg16": (300, 300)}
+
+
+def _torchvision_family(name: str) -> str:
+    """The package of ``torchvision.models`` that a builder lives in: ``detection``, ``video``, ..."""
+    return _torchvision_builder(name).__module__.removeprefix("torchvision.models.").partition(".")[0]
 
 
 def _in_channels(module: nn.Module) -> int | None:

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunecli.errors import InputError
+
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 
 
@@ -71,13 +73,17 @@ class Op:
 
 @dataclass
 class Tape:
-    """All ops of one forward pass, and which values are parameters, buffers, inputs and outputs."""
+    """All ops of one forward pass, and which values are parameters, buffers, inputs and outputs.
+
+    `needs_data` says that the model's Python looks at values, so that it cannot run on meta.
+    """
 
     ops: list[Op] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     params: dict[str, int] = field(default_factory=dict)
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    needs_data: bool = False
 
     def used_params(self) -> set[str]:
         """Names of the parameters and buffers that some op reads."""
@@ -129,18 +135,36 @@ def shadow(module: nn.Module) -> nn.Module:
     return copied
 
 
+class ForwardError(InputError):
+    """The model's forward raised; `module` is the path of the module in which it did."""
+
+    def __init__(self, error: Exception, module: str) -> None:
+        lines = str(error).strip().splitlines()
+        place = f" (in {module})" if module else ""
+        super().__init__(
+            f"the model does not run: {type(error).__name__}: {lines[0] if lines else ''}"[:200] + place,
+            hint="check --input",
+        )
+        self.module = module
+
+
 def record(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
     """Run a meta copy of `module` once and write down every ATen op.
 
     The model itself is not touched: no mode, hook, statistic, gradient or random state changes.
     Where the model's Python needs data (nms, nonzero, ``.item()``), a copy runs on real tensors instead.
+
+    Raises:
+        ForwardError: the model does not run on this input.
     """
     try:
         return _record(shadow(module), example.to(device="meta"), train)
-    except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error).lower() and "data-dependent" not in str(error).lower():
+    except ForwardError as error:
+        if "meta" not in str(error.__cause__).lower() and "data-dependent" not in str(error.__cause__).lower():
             raise
-        return _record(copy.deepcopy(module), example, train)
+        tape = _record(copy.deepcopy(module), example, train)
+        tape.needs_data = True
+        return tape
 
 
 def _record(module: nn.Module, example: Example, train: bool) -> Tape:
@@ -156,6 +180,8 @@ def _record(module: nn.Module, example: Example, train: bool) -> Tape:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder.follow_modules(), recorder:
             output = module(*example.args, **example.kwargs)
+    except Exception as error:  # the user's forward may raise anything
+        raise ForwardError(error, recorder.failed) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
     recorder.tape.outputs = tuple(recorder.value_of(t) for t in output_tensors(output))
@@ -167,6 +193,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = Tape()
         self._module = module
+        self.failed = ""
         self._stack: list[str] = []
         self._current: dict[int, int] = {}  # id(tensor) -> its newest value
         self._alive: list[Tensor] = []  # ids stay unique while the tensors live
@@ -176,16 +203,23 @@ class _Recorder(TorchDispatchMode):
     def follow_modules(self) -> Iterator[None]:
         handles = []
         for name, module in self._module.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._stack.append(name)))
-            handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
+            handles.append(module.register_forward_hook(lambda *call: self._leave(call[2]), always_call=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _leave(self) -> None:
-        self._stack.pop()
+    def _enter(self, name: str) -> None:
+        self.failed = ""
+        self._stack.append(name)
+
+    def _leave(self, output: Any) -> None:
+        """No output means that the forward raised; the innermost module hears of it first."""
+        name = self._stack.pop()
+        if output is None and not self.failed:
+            self.failed = name
 
     def value_of(self, tensor: Tensor) -> int:
         if id(tensor) not in self._current:

@@ -15,6 +15,7 @@ from prunecli.cost.measure import fvcore_flops
 from prunecli.errors import ArchError, InputError
 from prunecli.facts import AnalyzeFacts, GroupFacts, LayerFacts, WhyFacts
 from prunecli.graph.channels import Channels, Group, trace
+from prunecli.graph.tape import ForwardError
 from prunecli.model import DEFAULT, Model, Opening, from_checkpoint, is_architecture, open_model
 from prunecli.pipeline.evaluation import measure_accuracy
 from prunecli.pipeline.figures import count, path_bytes, source_bytes
@@ -69,11 +70,8 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
     channels, notes = None, list(model.notes)
     try:
         channels = trace(model.module, model.example)
-    except Exception as error:  # the user's forward may raise anything
-        text = str(error).strip().splitlines()
-        notes.append(
-            f"the model does not run on an input {'x'.join(map(str, model.input))}: {text[0] if text else error!r}"
-        )
+    except ForwardError as error:
+        notes.append(f"{error.problem}; input {'x'.join(map(str, model.input))}")
     params, nonzero, sparsity = count(dict(model.module.named_parameters()))
     return AnalyzeFacts(
         model=model.source,

@@ -6,6 +6,7 @@ then every position still meets its partner.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,33 +15,46 @@ from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Group, components, walk
 from prunecli.graph.labels import Book
-from prunecli.graph.tape import Example, record, shadow
+from prunecli.graph.tape import Example, ForwardError, record, shadow
 from prunecli.surgery.apply import cut
 from prunecli.surgery.plan import repair
 
 
-def probe(module: nn.Module, example: Example, channels: Channels, removed: Bools) -> str:
-    """Why this cut would break the model, or an empty string."""
-    smaller, _ = cut(shadow(module), channels, removed, device="meta")
+@dataclass(frozen=True)
+class Trouble:
+    """Why a cut would break the model, and in which module."""
+
+    reason: str
+    module: str = ""
+
+
+def probe(module: nn.Module, example: Example, channels: Channels, removed: Bools) -> Trouble | None:
+    """What would go wrong with this cut, or None."""
+    if channels.tape.needs_data:
+        smaller, _ = cut(module, channels, removed)
+    else:
+        smaller, _ = cut(shadow(module), channels, removed, device="meta")
     try:
         tape = record(smaller, example)
-    except Exception as error:
-        return f"the cut model does not run: {_first_line(error)}"
+    except ForwardError as error:
+        return Trouble(f"the cut {error.problem.removeprefix('the ')}", error.module)
     shapes = [[t.shapes[i] for i in t.outputs] for t in (channels.tape, tape)]
-    if shapes[0] != shapes[1]:
-        return f"the outputs change their shape from {shapes[0]} to {shapes[1]}"
+    if shapes[0] != shapes[1] and not tape.needs_data:  # where data decides, the number of results does, too
+        return Trouble(f"the outputs change their shape from {shapes[0]} to {shapes[1]}")
     book = Book(next_id=channels.count)
     slots = {(slot.name, slot.dim): torch.from_numpy(slot.channels[~removed[slot.channels]]) for slot in channels.slots}
     walk(tape, {k: ids for k, ids in slots.items() if len(ids) > 1}, book)
     merged = components(book.next_id, book.ties)[: channels.count]
     live = ~channels.frozen & ~removed
     if len(np.unique(merged[live])) < int(live.sum()):
-        return "channels meet that did not meet before the cut"
-    return ""
+        return Trouble("channels meet that did not meet before the cut")
+    return None
 
 
 def settle(module: nn.Module, example: Example, channels: Channels, removed: Bools | None = None) -> Channels:
-    """Freeze the groups whose cut breaks the model; bisection finds them.
+    """Freeze the groups whose cut breaks the model.
+
+    The module in which it breaks is suspected first, then everything; bisection finds the guilty.
 
     Args:
         module: the model before the cut.
@@ -52,12 +66,18 @@ def settle(module: nn.Module, example: Example, channels: Channels, removed: Boo
         Channels in which that cut, as far as it is still allowed, does not break the model; the same object
         where nothing had to be frozen.
     """
-    live = [group for group in channels.groups if not group.frozen]
-    wish = halves(channels) if removed is None else removed
-    touched = [group for group in live if wish[group.channels].any()]
+    sift = _Sift(module, example, channels, halves(channels) if removed is None else removed)
+    bundles = sift.bundles()
     broken: dict[str, str] = {}
-    _Sift(module, example, channels, wish, broken).search(touched)
+    while (trouble := sift.trouble(bundles)) is not None:
+        suspects = sift.near(trouble.module, bundles)
+        guilty = sift.search(suspects) or sift.search(bundles)
+        broken |= {group.name: trouble.reason for bundle in guilty for group in bundle}
+        bundles = [bundle for bundle in bundles if bundle[0].name not in broken]
     return channels.freeze(broken) if broken else channels
+
+
+Bundle = list[Group]
 
 
 @dataclass(frozen=True)
@@ -66,27 +86,48 @@ class _Sift:
     example: Example
     channels: Channels
     wish: Bools
-    broken: dict[str, str]
 
-    def search(self, groups: list[Group]) -> None:
-        """Put the groups that break the model into `broken`; all of them where only their union does."""
-        reason = probe(self.module, self.example, self.channels, self._part(groups)) if groups else ""
-        if not reason:
-            return
-        known = len(self.broken)
-        middle = len(groups) // 2
-        if middle:
-            self.search(groups[:middle])
-            self.search(groups[middle:])
-        if len(self.broken) == known:
-            self.broken.update({group.name: reason for group in groups})
+    def bundles(self) -> list[Bundle]:
+        """Groups that the cut touches; those that must keep equal counts come together."""
+        touched = [g for g in self.channels.groups if not g.frozen and self.wish[g.channels].any()]
+        number_of = {int(c): number for number, group in enumerate(touched) for c in group.channels}
+        ties = [
+            torch.tensor(sorted({number_of[c] for c in rows.reshape(-1).tolist() if c in number_of}))
+            for rows in self.channels.blocks
+        ]
+        together = components(len(touched), [(t[:1].expand(len(t) - 1), t[1:]) for t in ties if len(t) > 1])
+        found: dict[int, Bundle] = {}
+        for label, group in zip(together.tolist(), touched, strict=True):
+            found.setdefault(label, []).append(group)
+        return list(found.values())
 
-    def _part(self, groups: list[Group]) -> Bools:
-        """The part of the cut that lies in some groups."""
+    def trouble(self, bundles: list[Bundle]) -> Trouble | None:
+        """What goes wrong when these alone are cut."""
         inside = np.zeros(self.channels.count, dtype=np.bool_)
-        for group in groups:
+        for group in itertools.chain(*bundles):
             inside[group.channels] = True
-        return repair(self.channels, self.wish & inside)
+        removed = repair(self.channels, self.wish & inside)
+        return probe(self.module, self.example, self.channels, removed) if removed.any() else None
+
+    def near(self, module: str, bundles: list[Bundle]) -> list[Bundle]:
+        """Those with a tensor in the module, or else in the nearest module around it."""
+        while True:
+            found = [bundle for bundle in bundles if any(self._lies_in(group, module) for group in bundle)]
+            if found or not module:
+                return found
+            module = module.rpartition(".")[0]
+
+    def _lies_in(self, group: Group, module: str) -> bool:
+        return not module or any(self.channels.slots[s].name.startswith(f"{module}.") for s in group.slots)
+
+    def search(self, bundles: list[Bundle]) -> list[Bundle]:
+        """The guilty ones; all where only their union breaks the model, none where even that does not."""
+        if not bundles or self.trouble(bundles) is None:
+            return []
+        middle = len(bundles) // 2
+        if not middle:
+            return bundles
+        return self.search(bundles[:middle]) + self.search(bundles[middle:]) or bundles
 
 
 def halves(channels: Channels) -> Bools:
@@ -96,8 +137,3 @@ def halves(channels: Channels) -> Bools:
         if not group.frozen:
             removed[group.channels[1::2] if len(group.channels) > 1 else group.channels] = True
     return repair(channels, removed)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:160]

@@ -12,7 +12,7 @@ from torch import nn
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.graph.channels import trace
-from prunecli.graph.tape import Example, record
+from prunecli.graph.tape import Example, ForwardError, record
 
 
 class Fails(nn.Module):
@@ -52,7 +52,7 @@ def test_tracing_leaves_no_trace() -> None:
 def test_a_failing_forward_restores_everything() -> None:
     module = Fails()
     before = torch.backends.mha.get_fastpath_enabled()
-    with pytest.raises(KeyError):
+    with pytest.raises(ForwardError, match="KeyError"):
         record(module, Example((torch.zeros(1),)))
     assert torch.backends.mha.get_fastpath_enabled() == before
     assert not module._forward_hooks
