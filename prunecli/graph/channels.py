@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -74,11 +73,7 @@ class Channels:
     @cached_property
     def slot_members(self) -> csr_matrix:
         """(slots, channels) 1 where a channel occurs in a slot."""
-        unique = [np.unique(slot.channels) for slot in self.slots]
-        starts = np.cumsum([0, *map(len, unique)])
-        columns = np.concatenate(unique) if unique else np.zeros(0, dtype=np.int64)
-        ones = np.ones(len(columns), dtype=np.int64)
-        return csr_matrix((ones, columns, starts), shape=(len(self.slots), self.count))
+        return _occurrences(self.slots, self.count)
 
     def of(self, ids: torch.Tensor) -> Ints:
         """Channels of some ids, in their shape."""
@@ -208,25 +203,31 @@ def components(count: int, ties: list[tuple[torch.Tensor, torch.Tensor]]) -> Int
     return np.asarray(labels, dtype=np.int64)
 
 
+def _occurrences(slots: tuple[Slot, ...], count: int) -> csr_matrix:
+    """(slots, channels) 1 where a channel occurs in a slot."""
+    unique = [np.unique(slot.channels) for slot in slots]
+    starts = np.cumsum([0, *map(len, unique)])
+    columns = np.concatenate(unique) if unique else np.zeros(0, dtype=np.int64)
+    return csr_matrix((np.ones(len(columns), dtype=np.int64), columns, starts), shape=(len(slots), count))
+
+
 def _group(slots: tuple[Slot, ...], frozen: Bools, reasons: dict[int, str]) -> tuple[Group, ...]:
-    """Collect channels that occur in the same slots, in order of first appearance."""
-    occurrences: dict[int, list[int]] = {}
-    for number, slot in enumerate(slots):
-        for channel in np.unique(slot.channels).tolist():
-            if reasons.get(channel) == NOT_A_CHANNEL:
-                continue
-            occurrences.setdefault(channel, []).append(number)
-    together: dict[tuple[tuple[int, ...], bool], list[int]] = {}
-    for channel in sorted(occurrences):
-        together.setdefault((tuple(occurrences[channel]), bool(frozen[channel])), []).append(channel)
+    """Collect channels that occur in the same slots, in order of those slots."""
+    by_channel = _occurrences(slots, len(frozen)).T.tocsr()
+    by_channel.sort_indices()
+    hidden = np.zeros(len(frozen), dtype=np.bool_)
+    hidden[[channel for channel, reason in reasons.items() if reason == NOT_A_CHANNEL]] = True
+    members = np.flatnonzero((np.diff(by_channel.indptr) > 0) & ~hidden)
+    # a random number for each slot: their sum (mod 2^64) stands for the set of slots
+    numbers = np.random.default_rng(0).integers(0, 2**63, len(slots), dtype=np.int64)
+    keys = np.stack([(by_channel @ numbers)[members], frozen[members]], axis=1)
+    _, which = np.unique(keys, axis=0, return_inverse=True)
+    together: dict[int, list[int]] = {}
+    for channel, number in zip(members.tolist(), which.reshape(-1).tolist(), strict=True):
+        together.setdefault(number, []).append(channel)
+    placed = [(tuple(by_channel[c[0]].indices.tolist()), bool(frozen[c[0]]), c) for c in together.values()]
     names: dict[str, int] = {}
-    return tuple(_named(key, channels, slots, reasons, names) for key, channels in _in_order(together))
-
-
-def _in_order(
-    together: dict[tuple[tuple[int, ...], bool], list[int]],
-) -> Iterator[tuple[tuple[tuple[int, ...], bool], list[int]]]:
-    return iter(sorted(together.items(), key=lambda item: (item[0][0], item[1][0])))
+    return tuple(_named((places, stuck), c, slots, reasons, names) for places, stuck, c in sorted(placed))
 
 
 def _named(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunecli.errors import InputError
+from prunecli.graph.shapes import shortcut
 
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 
@@ -148,6 +149,16 @@ class ForwardError(InputError):
         self.module = module
 
 
+def record_private(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
+    """`record` for a module that nobody else holds: on meta it is run as it is, and not copied.
+
+    Raises:
+        ForwardError: the model does not run on this input.
+    """
+    on_meta = all(t.is_meta for t in (*module.parameters(), *module.buffers()))
+    return _record(module, example.to(device="meta") if on_meta else example, train)
+
+
 def record(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
     """Run a meta copy of `module` once and write down every ATen op.
 
@@ -236,7 +247,9 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         to_ref: Callable[[Tensor], Ref] = lambda t: Ref(self.value_of(t))  # noqa: E731
         ref_args, ref_kwargs = _map_tensors(tuple(args), to_ref), _map_tensors(dict(kwargs), to_ref)
-        result = func(*args, **kwargs)
+        result = None if kwargs else shortcut(str(func.overloadpacket), args)
+        if result is None:
+            result = func(*args, **kwargs)
         clobbers = self._after_write(func, args, kwargs) if func._schema.is_mutable else ()
         outputs = tuple(self.value_of(t) for t in output_tensors(result))
         module = self._stack[-1] if self._stack else ""

@@ -7,6 +7,7 @@ then every position still meets its partner.
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Group, components, walk
 from prunecli.graph.labels import Book
-from prunecli.graph.tape import Example, ForwardError, record, shadow
+from prunecli.graph.tape import Example, ForwardError, record_private
 from prunecli.surgery.apply import cut
 from prunecli.surgery.plan import repair
 
@@ -30,16 +31,13 @@ class Trouble:
 
 def probe(module: nn.Module, example: Example, channels: Channels, removed: Bools) -> Trouble | None:
     """What would go wrong with this cut, or None."""
-    if channels.tape.needs_data:
-        smaller, _ = cut(module, channels, removed)
-    else:
-        smaller, _ = cut(shadow(module), channels, removed, device="meta")
+    smaller, _ = cut(module, channels, removed, device=None if channels.tape.needs_data else "meta")
     try:
-        tape = record(smaller, example)
+        tape = record_private(smaller, example)
     except ForwardError as error:
         return Trouble(f"the cut {error.problem.removeprefix('the ')}", error.module)
     shapes = [[t.shapes[i] for i in t.outputs] for t in (channels.tape, tape)]
-    if shapes[0] != shapes[1] and not tape.needs_data:  # where data decides, the number of results does, too
+    if shapes[0] != shapes[1] and not channels.tape.needs_data:  # where data decides, the number of results does, too
         return Trouble(f"the outputs change their shape from {shapes[0]} to {shapes[1]}")
     book = Book(next_id=channels.count)
     slots = {(slot.name, slot.dim): torch.from_numpy(slot.channels[~removed[slot.channels]]) for slot in channels.slots}
@@ -72,6 +70,7 @@ def settle(module: nn.Module, example: Example, channels: Channels, removed: Boo
     while (trouble := sift.trouble(bundles)) is not None:
         suspects = sift.near(trouble.module, bundles)
         guilty = sift.search(suspects) or sift.search(bundles)
+        guilty += sift.twins(guilty, bundles)
         broken |= {group.name: trouble.reason for bundle in guilty for group in bundle}
         bundles = [bundle for bundle in bundles if bundle[0].name not in broken]
     return channels.freeze(broken) if broken else channels
@@ -119,6 +118,19 @@ class _Sift:
 
     def _lies_in(self, group: Group, module: str) -> bool:
         return not module or any(self.channels.slots[s].name.startswith(f"{module}.") for s in group.slots)
+
+    def twins(self, guilty: list[Bundle], bundles: list[Bundle]) -> list[Bundle]:
+        """Bundles of the same place in other layers; they go with the guilty unless all of them are innocent."""
+        kinds = {self._kind(bundle) for bundle in guilty}
+        found = [
+            bundle for bundle in bundles if not any(bundle is known for known in guilty) and self._kind(bundle) in kinds
+        ]
+        return found if self.trouble(found) is not None else []
+
+    def _kind(self, bundle: Bundle) -> str:
+        """The tensors of a bundle without the numbers of their layers."""
+        names = {self.channels.slots[s].name for g in bundle for s in g.slots}
+        return re.sub(r"\d+", "#", " ".join(sorted(names)))
 
     def search(self, bundles: list[Bundle]) -> list[Bundle]:
         """The guilty ones; all where only their union breaks the model, none where even that does not."""

@@ -1,0 +1,64 @@
+"""Shortcuts say what torch says, and refuse what torch refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from prunecli.graph.shapes import SHORTCUTS, shortcut
+
+aten = torch.ops.aten
+
+
+def meta(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device="meta")
+
+
+IMAGE = meta(2, 6, 4, 5)
+VECTOR = meta(6)
+CALLS = {
+    "aten.native_batch_norm": (IMAGE, VECTOR, VECTOR, VECTOR, VECTOR, False, 0.1, 1e-5),
+    "aten.native_layer_norm": (meta(2, 3, 6), [6], VECTOR, None, 1e-5),
+    "aten.addmm": (VECTOR, meta(4, 3), meta(3, 6)),
+    "aten.add": (IMAGE, meta(2, 6, 4, 5)),
+    "aten.mul": (IMAGE, meta(2, 6, 4, 5)),
+    "aten._softmax": (IMAGE, 1, False),
+    "aten._safe_softmax": (IMAGE, 1),
+}
+
+
+@pytest.mark.parametrize("name", SHORTCUTS)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_same_as_torch(name: str, layout: torch.memory_format) -> None:
+    def arrange(value: object) -> object:
+        is_image = isinstance(value, torch.Tensor) and value.ndim == 4
+        return value.contiguous(memory_format=layout) if is_image else value
+
+    args = tuple(arrange(a) for a in CALLS.get(name, (IMAGE,)))
+    expected, found = getattr(aten, name.removeprefix("aten."))(*args), shortcut(name, args)
+    pairs = zip(expected, found, strict=True) if isinstance(expected, tuple) else [(expected, found)]
+    for number, (a, b) in enumerate(pairs):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert number or a.stride() == b.stride()
+
+
+REFUSED = {
+    "aten.native_batch_norm": (IMAGE, VECTOR, VECTOR, meta(5), VECTOR, False, 0.1, 1e-5),
+    "aten.native_layer_norm": (meta(2, 3, 6), [6], meta(5), None, 1e-5),
+    "aten.addmm": (VECTOR, meta(4, 3), meta(2, 6)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_is_refused(name: str) -> None:
+    with pytest.raises(RuntimeError):
+        shortcut(name, REFUSED[name])
+    with pytest.raises(RuntimeError):
+        getattr(aten, name.removeprefix("aten."))(*REFUSED[name])
+
+
+def test_everything_else_is_torchs_business() -> None:
+    assert shortcut("aten.native_batch_norm", (*CALLS["aten.native_batch_norm"][:5], True, 0.1, 1e-5)) is None
+    assert shortcut("aten.add", (IMAGE, meta(6, 1, 1))) is None
+    assert shortcut("aten.relu", (torch.zeros(3),)) is None
+    assert shortcut("aten.sort", (IMAGE,)) is None
