@@ -5,6 +5,7 @@ This is the only module that brings networks to life; user code named on the com
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,7 @@ class Opening:
 
 
 DEFAULT = Opening()
+_LARGEST_INPUT = 2**28  # numbers in one input; a file that asks for more is damaged or hostile
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,7 @@ def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model
     if checkpoint.config is not None:
         return _from_config(checkpoint, checkpoint.config, opening)
     spec, why = _choose(checkpoint, opening.arch)
-    module = blank(spec)
-    assign(module, checkpoint.state, Journal(), f"{checkpoint.path} as {spec}")
+    module = filled(spec, checkpoint.state, Journal(), str(checkpoint.path))
     found = _model(checkpoint, module, spec, Journal(), _input(spec, module, opening.input_shape))
     return replace(found, notes=[*found.notes, why]) if why else found
 
@@ -146,6 +147,21 @@ def blank(spec: ArchSpec) -> nn.Module:
     with skeleton(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return build(spec)
+
+
+def filled(spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, source: str) -> nn.Module:
+    """The architecture with the tensors of a file.
+
+    Raises:
+        ArchError: they do not fit.
+    """
+    module = blank(spec)
+    assign(module, state, journal, f"{source} as {spec}")
+    if any(t.is_meta for t in (*module.parameters(), *module.buffers())):  # it keeps tensors that no file holds
+        with torch.random.fork_rng(devices=[]):
+            module = build(spec)
+        assign(module, state, journal, f"{source} as {spec}")
+    return module
 
 
 def _choose(checkpoint: Checkpoint, arch: str | None) -> tuple[ArchSpec, str]:
@@ -179,10 +195,11 @@ def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], openin
     try:
         journal = Journal.from_json(container["journal"])
         shape = opening.input_shape or tuple(int(size) for size in container["input"])
+        if not 0 < math.prod(shape) <= _LARGEST_INPUT:
+            raise ValueError(f"an input of {shape}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint.path}: the journal is damaged: {error!r}") from error
-    module = blank(spec)
-    assign(module, checkpoint.state, journal, f"{checkpoint.path} as {spec}")
+        raise CheckpointError(f"{checkpoint.path}: its metadata is damaged: {error!r}") from error
+    module = filled(spec, checkpoint.state, journal, str(checkpoint.path))
     return _model(checkpoint, module, spec, journal, shape)
 
 
@@ -248,12 +265,29 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
     for name in added:
         owner, _, attribute = name.rpartition(".")
         module.get_submodule(owner).register_parameter(attribute, nn.Parameter(state[name].clone()))
-    try:
-        set_attributes(module, journal.attributes)
-    except AttributeError as error:
-        raise ArchError(
-            f"{what}: the journal names a module that is not there: {error}", hint="check --arch"
-        ) from error
+    for name, buffer in module.named_buffers():  # those that no file holds are cut here
+        for dim in range(buffer.ndim) if name not in own else ():
+            if (name, dim) in journal.kept:
+                buffer.data = buffer.data.index_select(dim, torch.tensor(journal.kept[name, dim]))
+    _check_attributes(module, journal, what)
+    set_attributes(module, journal.attributes)
+
+
+def _check_attributes(module: nn.Module, journal: Journal, what: str) -> None:
+    """A journal changes counts and nothing else, whatever the file says."""
+    for path, values in journal.attributes.items():
+        try:
+            current = {name: getattr(module.get_submodule(path), name) for name in values}
+        except AttributeError as error:
+            raise ArchError(f"{what}: the journal names what is not there: {error}", hint="check --arch") from error
+        for name, value in values.items():
+            if not (_is_count(current[name]) and _is_count(value)):
+                raise CheckpointError(f"{what}: the journal sets {path}.{name}, which is no count")
+
+
+def _is_count(value: Any) -> bool:
+    parts = value if isinstance(value, list | tuple) else [value]
+    return all(type(part) is int for part in parts)
 
 
 def _may_add(module: nn.Module, name: str) -> bool:

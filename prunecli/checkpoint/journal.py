@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+_MOST = 2**24  # no dim of a tensor is longer; a file that says so is damaged or hostile
 Attributes = Mapping[str, Mapping[str, int | list[int]]]
 
 
@@ -74,5 +75,8 @@ def indices_of(text: str) -> tuple[int, ...]:
     found: list[int] = []
     for run in text.split(",") if text else []:
         first, _, last = run.partition("-")
-        found.extend(range(int(first), int(last or first) + 1))
+        indices = range(int(first), int(last or first) + 1)
+        if len(found) + len(indices) > _MOST:
+            raise ValueError(f"more than {_MOST} indices")
+        found.extend(indices)
     return tuple(found)
