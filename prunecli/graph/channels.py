@@ -80,6 +80,19 @@ class Channels:
         found: Ints = self.channel_of[ids.numpy()]
         return found
 
+    @cached_property
+    def _parameter_of(self) -> dict[int, str]:
+        """Parameters by value, transposed ones included."""
+        names = {index: name for name, index in self.tape.params.items()}
+        for op in self.tape.ops:
+            if op.name in ("aten.t", "aten.transpose") and op.refs()[0].index in names:
+                names[op.outputs[0]] = names[op.refs()[0].index]
+        return names
+
+    def parameter_behind(self, index: int) -> str:
+        """The name of the parameter that a value is, perhaps transposed; empty where it is none."""
+        return self._parameter_of.get(index, "")
+
     def member_names(self, group: Group) -> list[str]:
         """The slots of a group as ``parameter[dim]``."""
         return [f"{self.slots[s].name}[{self.slots[s].dim}]" for s in group.slots]
@@ -218,6 +231,7 @@ def _group(slots: tuple[Slot, ...], frozen: Bools, reasons: dict[int, str]) -> t
     by_channel.sort_indices()
     hidden = np.zeros(len(frozen), dtype=np.bool_)
     hidden[[channel for channel, reason in reasons.items() if reason == NOT_A_CHANNEL]] = True
+    hidden &= np.diff(by_channel.indptr) == 1  # a kernel's dim; one that is shared is somebody's channels after all
     members = np.flatnonzero((np.diff(by_channel.indptr) > 0) & ~hidden)
     # a random number for each slot: their sum (mod 2^64) stands for the set of slots
     numbers = np.random.default_rng(0).integers(0, 2**63, len(slots), dtype=np.int64)

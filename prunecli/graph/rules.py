@@ -61,8 +61,8 @@ LAYOUT = {
     "aten." + name
     for name in (
         "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select",
-        "slice", "split", "split_with_sizes", "unbind", "flip", "roll", "repeat", "pixel_shuffle", "pixel_unshuffle",
-        "unfold", "channel_shuffle", "diagonal",
+        "slice", "split", "unsafe_split", "split_with_sizes", "unbind", "flip", "roll", "repeat",
+        "pixel_shuffle", "pixel_unshuffle", "unfold", "channel_shuffle", "diagonal",
     )
 }  # fmt: skip
 RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten.pixel_shuffle", "aten.pixel_unshuffle"}
@@ -403,9 +403,7 @@ def convolution(call: Call, book: Book) -> list[Labels]:
         return pattern(call, book, (0, 1, 2), text)
     if per_group == 1 or call.shape(weight)[0] == groups:
         return _depthwise(call, book, transposed)
-    if transposed:
-        return unknown(call, book)
-    return _grouped(call, book, groups)
+    return _transposed_groups(call, book, groups) if transposed else _grouped(call, book, groups)
 
 
 def _channel_label(call: Call, book: Book, position: int, axis: int) -> Label | None:
@@ -464,6 +462,44 @@ def _grouped(call: Call, book: Book, groups: int) -> list[Labels]:
     return [(Label(rows.ids.reshape(shape), 1),)]
 
 
+def _transposed_groups(call: Call, book: Book, groups: int) -> list[Labels]:
+    """Weight (in, out / groups): a column gives the same place of every group, rows are the input channels."""
+    data, bias = _channel_label(call, book, 0, 1), _channel_label(call, book, 2, 0)
+    by_axis = {label.axis: label for label in call.labels(1)}
+    for axis, label in by_axis.items():
+        if axis > 1:
+            book.freeze((label,), NOT_A_CHANNEL)
+    rows, columns = by_axis.get(0), by_axis.get(1)
+    if data is None or rows is None or columns is None:
+        book.freeze(tuple(label for label in (data, rows, columns, bias) if label), f"uneven groups at {call.op.where}")
+        return [()]
+    book.tie(data.ids.reshape(-1), rows.ids.reshape(-1))
+    book.equal_counts(rows.ids.reshape(groups, -1))
+    source, weight = call.ref(0), call.ref(1)
+    assert source is not None
+    assert weight is not None
+    book.reads.append(Read(call.op.index, source.index, data, weight.index, rows, groups))
+    given = columns.ids.reshape(-1).repeat(groups)
+    if bias is not None:
+        book.tie(given, bias.ids.reshape(-1))
+    shape = [1] * len(call.out_shapes[0])
+    shape[1] = given.numel()
+    return [(Label(given.reshape(shape), 1),)]
+
+
+@rule("aten::_weight_norm_interface")
+def weight_norm(call: Call, book: Book) -> list[Labels]:
+    """``g * v / |v|``: the norm runs over all dims but one; only along that one channels are free."""
+    direction, norms = call.out_shapes
+    dim = int(call.op.args[2]) % len(direction) if len(call.op.args) > 2 else 0
+    free = [label for label in (*call.labels(0), *call.labels(1)) if label.axis == dim and not label.index_dims]
+    for label in (*call.labels(0), *call.labels(1)):
+        if not any(label is known for known in free):
+            book.freeze((label,), f"normalised at {call.op.where}")
+    passed = book.merge(free, f"two widths meet at {call.op.where}")
+    return [passed, passed if len(norms) == len(direction) else ()]
+
+
 @rule("aten::cat")
 def cat(call: Call, book: Book) -> list[Labels]:
     """Along the axis ids are put end to end; along other dims the operands share their channels."""
@@ -509,6 +545,21 @@ def glu(call: Call, book: Book) -> list[Labels]:
         else:
             passed.append(label)
     return [tuple(passed)]
+
+
+@rule("aten::stack")
+def stack(call: Call, book: Book) -> list[Labels]:
+    """A new dim of fixed length; along the others the operands share their channels."""
+    refs = [r for r in call.op.args[0] if isinstance(r, Ref)]
+    ndim = len(call.out_shapes[0])
+    dim = int(call.op.args[1]) % ndim if len(call.op.args) > 1 else 0
+    shared: list[Label] = []
+    for label in (label for ref in refs for label in call.known.get(ref.index, ())):
+        if all(_has_axis(call, ref, label.axis) for ref in refs):
+            shared.append(Label(label.ids.unsqueeze(dim), label.axis + (label.axis >= dim)))
+        else:
+            book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
+    return [book.merge(shared, f"two widths meet at {call.op.where}")]
 
 
 def _has_axis(call: Call, ref: Ref, axis: int) -> bool:

@@ -21,7 +21,7 @@ from prunecli.cost.count import Polynomial, flops, params
 from prunecli.errors import InputError, VerificationError
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.channels import Bools, Channels, trace
-from prunecli.graph.tape import Example
+from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.methods.base import Method, select
 from prunecli.model import Model
 from prunecli.pipeline.evaluation import real_example
@@ -57,11 +57,10 @@ def operate(opened: Model, recipe: Recipe, method: Method, data: Data | None) ->
         InputError: the budget is impossible, or nothing may be pruned.
         VerificationError: the smaller model does not compute what the masked one does.
     """
-    wide = copy.deepcopy(opened.module).double()
-    example = opened.example.to(dtype=torch.float64)
+    wide, example = _widest(opened)
     tests = [random_example(example, recipe.seed)]
     if data is not None:
-        tests.append(real_example(opened, data).to(dtype=torch.float64))
+        tests.append(real_example(opened, data))
     return OPERATIONS[method.structure](_Case(opened, wide, example, tests, recipe, method))
 
 
@@ -75,6 +74,11 @@ class _Case:
     tests: Sequence[Example]
     recipe: Recipe
     method: Method
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which equality is shown."""
+        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float64)
 
     def exclude(self, channels: Channels) -> Channels:
         """Freeze every group that a chosen module writes."""
@@ -90,7 +94,7 @@ class _Case:
     def strip(self, module: nn.Module) -> tuple[Stripped, Verified]:
         """What is zero goes, proven."""
         stripped = strip(module, self.example, self.exclude)
-        return stripped, verify(module, stripped.module, self.tests)
+        return stripped, verify(module, stripped.module, self.tests, self.dtype)
 
 
 def _zeros(case: _Case) -> Operated:
@@ -149,7 +153,7 @@ def _channels(case: _Case) -> Operated:
     cost = _cost(stripped.module, channels, budget)
     channels, removed = _choose(case, stripped.module, channels, _Limit(budget.unit, limit, whole, cost))
     smaller, journal = cut(stripped.module, channels, removed)
-    proof = verify(masked(stripped.module, channels, removed), smaller, case.tests)
+    proof = verify(masked(stripped.module, channels, removed), smaller, case.tests, case.dtype)
     met = cost(~removed) / whole
     return Operated(
         smaller,
@@ -213,6 +217,16 @@ def _worse(first: Verified, second: Verified) -> Verified:
         max_abs_error=max(first.max_abs_error, second.max_abs_error),
         max_rel_error=max(first.max_rel_error, second.max_rel_error),
     )
+
+
+def _widest(opened: Model) -> tuple[nn.Module, Example]:
+    """A copy in float64, or in its own dtype where it holds tensors that a conversion does not reach."""
+    wide, example = copy.deepcopy(opened.module).double(), opened.example.to(dtype=torch.float64)
+    try:
+        record(wide, example)
+    except ForwardError:
+        return copy.deepcopy(opened.module), opened.example
+    return wide, example
 
 
 OPERATIONS: dict[str, Callable[[_Case], Operated]] = {"none": _zeros, "weight": _weights, "channel": _channels}

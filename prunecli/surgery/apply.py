@@ -96,17 +96,16 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
     """
     twin: nn.Module = copy.deepcopy(module)
     tensors = dict(named_tensors(twin))
-    names = {index: name for name, index in channels.tape.params.items()}
-    unread: set[int] = set()
+    ignored: dict[str, set[int]] = {}  # channels that a tensor must not pass on
     for read in channels.reads:
-        columns = removed[channels.of(read.b_label.ids.reshape(-1))]
-        if read.b in names:
-            tensors[names[read.b]].data.index_fill_(read.b_label.axis, torch.from_numpy(columns.nonzero()[0]), 0)
-        else:
-            hit = channels.of(read.a_label.ids.reshape(-1))
-            unread |= set(hit[removed[hit]].tolist())
-    for slot in channels.slots if unread else ():
-        rows = [i for i, channel in enumerate(slot.channels.tolist()) if channel in unread]
+        reader = channels.parameter_behind(read.b)
+        label = read.b_label if reader else read.a_label
+        hit = channels.of(label.ids.reshape(-1))
+        gone = set(hit[removed[hit]].tolist())
+        for name in [reader] if reader else tensors:
+            ignored.setdefault(name, set()).update(gone)
+    for slot in channels.slots:
+        rows = [i for i, channel in enumerate(slot.channels.tolist()) if channel in ignored.get(slot.name, ())]
         if rows:
             tensors[slot.name].data.index_fill_(slot.dim, torch.tensor(rows), 0)
     return twin

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 Edits = dict[str, int | list[int]]
 
@@ -48,12 +48,25 @@ def _prelu(module: nn.Module) -> Edits:
     return {"num_parameters": module.weight.shape[0]}
 
 
+def _recurrent(module: nn.Module) -> Edits:
+    assert isinstance(module, nn.RNNBase)
+    first, again = module.weight_ih_l0, module.weight_hh_l0
+    assert isinstance(first, Tensor)
+    assert isinstance(again, Tensor)
+    gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    sizes: Edits = {"input_size": first.shape[1], "hidden_size": again.shape[0] // gates}
+    if module.proj_size:
+        sizes["proj_size"] = again.shape[1]
+    return sizes
+
+
 FIXES: dict[type[nn.Module], Callable[[nn.Module], Edits]] = {
     nn.modules.conv._ConvNd: _conv,
     nn.Linear: _linear,
     nn.modules.batchnorm._NormBase: _batch_norm,
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
+    nn.RNNBase: _recurrent,
 }
 
 

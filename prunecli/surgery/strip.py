@@ -122,7 +122,7 @@ def _along_zero(field: Tensor | None, read: Read) -> Bools:
     if field is None:
         return np.zeros(1, dtype=np.bool_)
     zero = field == 0
-    if read.groups > 1:
+    if read.groups > 1 and read.b_label.axis == 1:
         per_group = zero.reshape(read.groups, -1, *zero.shape[1:]).flatten(3).all(3).all(1)
         return np.asarray(per_group.reshape(-1).numpy())
     label = read.b_label
@@ -134,16 +134,14 @@ def _along_zero(field: Tensor | None, read: Read) -> Bools:
 
 def _reader_weight(read: Read, channels: Channels) -> str:
     """The parameter that reads, where it is one (perhaps transposed) and serves this read alone."""
-    tape = channels.tape
-    names = {index: name for name, index in tape.params.items()}
-    index = read.b
-    producers = {out: op for op in tape.ops for out in op.outputs}
-    while index not in names and index in producers and producers[index].name in ("aten.t", "aten.transpose"):
-        index = producers[index].refs()[0].index
-    if index not in names:
-        return ""
-    uses = sum(ref.index == index for op in tape.ops for ref in op.refs())
-    return names[index] if uses == 1 else ""
+    name = channels.parameter_behind(read.b)
+    readers = {
+        op.index
+        for op in channels.tape.ops
+        if op.name not in ("aten.t", "aten.transpose")
+        and any(channels.parameter_behind(ref.index) == name for ref in op.refs())
+    }
+    return name if len(readers) == 1 else ""
 
 
 def _takes_bias(read: Read, channels: Channels, module: nn.Module, weight: str) -> bool:

@@ -56,18 +56,20 @@ def _difference(expected: Tensor, found: Tensor) -> tuple[float, float]:
     return float((expected - found)[finite].abs().max()), max(float(expected[finite].abs().max()), 1e-300)
 
 
-def verify(reference: nn.Module, smaller: nn.Module, examples: Sequence[Example]) -> Verified:
-    """Compare in float64 and insist.
+def verify(
+    reference: nn.Module, smaller: nn.Module, examples: Sequence[Example], dtype: torch.dtype = torch.float64
+) -> Verified:
+    """Compare and insist.
 
     Args:
         reference: the masked model.
         smaller: the cut model.
         examples: inputs, random and real.
+        dtype: float64 wherever the model runs in it.
 
     Raises:
-        VerificationError: the outputs differ by more than 1e-10 of the largest output.
+        VerificationError: the outputs differ by more than 1e-10 of the largest output (float32: 1e-5).
     """
-    dtype = torch.float64
     result = compare(reference, smaller, examples, dtype)
     if result.max_rel_error > TOLERANCE[dtype]:
         raise VerificationError(

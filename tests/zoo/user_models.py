@@ -1,0 +1,294 @@
+"""The things in users' models that break other tools, each the smallest network that has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+MODELS: dict[str, Callable[[], nn.Module]] = {}
+
+
+def model(kind: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    MODELS[kind.__name__] = kind
+    return kind
+
+
+class Base(nn.Module):
+    """(N, 3, 8, 8) -> (N, 4) through a stem of 16 channels and a head."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.Linear(width, 4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.middle(F.relu(self.stem(x)))
+        return self.head(x.mean((2, 3)) if x.ndim == 4 else x)
+
+
+@model
+class ViewAndBack(Base):
+    def middle(self, x: Tensor) -> Tensor:
+        n, c, h, w = x.shape
+        return x.view(n, c, h * w).transpose(1, 2).reshape(n, h, w, c).permute(0, 3, 1, 2)
+
+
+@model
+class LiteralView(Base):
+    """A number in the code that no tape can see."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x.view(-1, 16, 64).view(-1, 16, 8, 8)
+
+
+@model
+class Shuffled(Base):
+    def __init__(self) -> None:
+        super().__init__(4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(x, 2)
+
+
+@model
+class TransposedAfterView(Base):
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.fc, self.up = nn.Linear(16, 12 * 4), nn.ConvTranspose2d(12, 8, 3, stride=2)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.up(self.fc(x.mean((2, 3))).view(-1, 12, 2, 2))
+
+
+@model
+class Einsum(Base):
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.mix = nn.Parameter(torch.randn(12, 16))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.einsum("nchw,dc->ndhw", x, self.mix)
+
+
+@model
+class Recurrent(Base):
+    def __init__(self) -> None:
+        super().__init__(10)
+        self.lstm = nn.LSTM(16, 10, batch_first=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.lstm(x.flatten(2).transpose(1, 2))[0][:, -1]
+
+
+@model
+class Gated(Base):
+    def __init__(self) -> None:
+        super().__init__(10)
+        self.gru = nn.GRU(16, 10, batch_first=True, bidirectional=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.gru(x.flatten(2).transpose(1, 2))[0].mean(1)
+
+
+@model
+class Tied(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 24), nn.Linear(16, 24)
+        self.down.weight = self.up.weight
+        self.back = nn.Linear(24, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x.mean((2, 3))
+        return self.back(F.relu(self.up(x)) + F.relu(self.down(x)))
+
+
+@model
+class CalledTwice(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Conv2d(16, 16, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(self.again(F.relu(self.again(x))))
+
+
+@model
+class Normed(Base):
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.conv = weight_norm(nn.Conv2d(16, 12, 3))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+@model
+class Glu(Base):
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.conv = nn.Conv2d(16, 24, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.glu(self.conv(x), 1)
+
+
+@model
+class SqueezeExcite(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(16, 6), nn.Linear(6, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        scale = torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3))))))
+        return x * scale.view(x.shape[0], x.shape[1], 1, 1)
+
+
+@model
+class ChannelAttention(Base):
+    """Efficient channel attention: a convolution over the channels themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        y = self.conv(x.mean((2, 3)).unsqueeze(1)).squeeze(1)
+        return x * torch.sigmoid(y)[:, :, None, None]
+
+
+@model
+class Positions(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 16, 8, 8))
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = (x + self.position).flatten(2).transpose(1, 2)
+        return torch.cat([self.token.expand(len(x), -1, -1), x], 1).mean(1)
+
+
+@model
+class Gathered(Base):
+    def __init__(self) -> None:
+        super().__init__(5)
+        self.register_buffer("chosen", torch.tensor([1, 3, 5, 7, 9]))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x[:, self.chosen]
+
+
+@model
+class Branching(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(16, 16, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.body(x) if x.shape[1] > 100 else x + self.body(x)
+
+
+@model
+class PlainList(Base):
+    """Modules that PyTorch does not know of cannot be pruned, and must not break."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = [nn.Conv2d(16, 16, 1)]
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.relu(self.hidden[0](x))
+
+
+@model
+class InPlaceSlices(Base):
+    def middle(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, 4:8] += x[:, 0:4]
+        return y
+
+
+@model
+class TransposedGroups(Base):
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.up = nn.ConvTranspose2d(16, 8, 2, stride=2, groups=4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.up(x)
+
+
+@model
+class GroupNormed(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(4, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+@model
+class InstanceNormed(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(16, affine=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+@model
+class PerChannelPReLU(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.PReLU(16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.act(x)
+
+
+@model
+class FollowingBuffer(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.rand(16) + 0.5)
+        self.register_buffer("shift", torch.rand(1, 16, 1, 1), persistent=False)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x * self.scale[:, None, None] + self.shift
+
+
+@model
+class MultiHead(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+        self.mlp = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16))
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return (x + self.mlp(x)).mean(1)
+
+
+@model
+class DictOutput(Base):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        features = F.relu(self.stem(x))
+        return {"logits": self.head(features.mean((2, 3))), "size": features.mean(1)}
+
+
+@model
+class Wavy(Base):
+    """Operators without a rule."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.fft.fft(x, dim=1).real
