@@ -53,8 +53,8 @@ MUTANTS = {
     ),
     "grouped rows may be uneven": Mutant(
         "graph/rules.py",
-        "    book.equal_counts(rows.ids.reshape(groups, -1))",
-        "    pass",
+        "    book.equal_counts(rows.ids.reshape(groups, -1))\n    if bias",
+        "    if bias",
         "graph/test_channels.py::test_grouped_rows_keep_equal_counts",
     ),
     "padding is forgotten when constants fold": Mutant(
