@@ -445,7 +445,11 @@ def _grouped(call: Call, book: Book, groups: int) -> list[Labels]:
     for axis, label in by_axis.items():
         if axis > 1:
             book.freeze((label,), NOT_A_CHANNEL)
-    rows, columns = by_axis[0], by_axis.get(1)
+    rows, columns = by_axis.get(0), by_axis.get(1)
+    if rows is None:
+        known = tuple(label for label in (data, columns, bias) if label is not None)
+        book.freeze(known, f"fixed filters at {call.op.where}")
+        return [()]
     if data is None or columns is None:
         book.freeze(tuple(label for label in (data, columns) if label), f"fixed input channels at {call.op.where}")
     else:
