@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prunecli.cli import options
 from prunecli.cli.out import Out
+from prunecli.facts import AnalyzeFacts, to_json
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
 def analyze(
@@ -39,13 +43,10 @@ def analyze(
         if html is not None:
             _write_page(html, reports)
         _show(out, found, reports)
-        for facts in found:
-            require(checks, facts)
+        require(checks, found)
 
 
-def _show(out: Out, found: list, reports: list) -> None:  # type: ignore[type-arg]
-    from prunecli.facts import to_json
-
+def _show(out: Out, found: list[AnalyzeFacts], reports: list[RenderableType]) -> None:
     for facts in found:
         out.notes(facts.notes)
     if out.as_json:
@@ -56,7 +57,7 @@ def _show(out: Out, found: list, reports: list) -> None:  # type: ignore[type-ar
         out.table(report)
 
 
-def _write_page(path: Path, reports: list) -> None:  # type: ignore[type-arg]
+def _write_page(path: Path, reports: list[RenderableType]) -> None:
     from rich.console import Group
 
     from prunecli.checkpoint.write import atomic

@@ -45,22 +45,21 @@ def parse_check(text: str) -> Check:
     return Check(match[1], match[2], amount, text)
 
 
-def require(checks: Sequence[Check], facts: AnalyzeFacts) -> None:
-    """Insist on all of them.
+def require(checks: Sequence[Check], found: Sequence[AnalyzeFacts]) -> None:
+    """Insist on all checks for all models.
 
     Raises:
-        CheckFailed: one or more do not hold, or speak about a figure that is not known; each is named.
+        CheckFailed: some do not hold, or speak about a figure that is not known; each is named.
     """
-    failed = []
-    for check in checks:
-        value = getattr(facts, check.field)
-        if value is None:
-            failed.append(f"{check.text}: {check.field} is not known")
-        elif not OPERATORS[check.operator](value, check.amount):
-            failed.append(
-                f"{check.text}: {check.field} is {value:.6g}"
-                if isinstance(value, float)
-                else f"{check.text}: {check.field} is {value}"
-            )
+    failed = [f"{facts.model}: {problem}" for facts in found for check in checks if (problem := _problem(check, facts))]
     if failed:
-        raise CheckFailed(f"{facts.model}: check failed: {'; '.join(failed)}")
+        raise CheckFailed(f"check failed: {'; '.join(failed)}")
+
+
+def _problem(check: Check, facts: AnalyzeFacts) -> str:
+    value = getattr(facts, check.field)
+    if value is None:
+        return f"{check.text}: {check.field} is not known"
+    if OPERATORS[check.operator](value, check.amount):
+        return ""
+    return f"{check.text}: {check.field} is {value if isinstance(value, int) else format(value, '.6g')}"
