@@ -34,19 +34,27 @@ def test_the_python_example(
     assert float(error) < 1e-12
 
 
+def test_the_rule_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunecli.graph import rules
+
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+    exec(PYTHON[1], {})
+    assert "mylib.swish" in rules.RULES
+
+
 @pytest.mark.parametrize("name", ["digits_net", "torchvision:shufflenet_v2_x0_5"])
 def test_the_loader_needs_only_torch_and_safetensors(name: str, tmp_path: Path) -> None:
     path = tmp_path / "small.safetensors"
     recipe = prunecli.load_recipe("magnitude-flops50")
     prunecli.prune(recipe, name, path)
     names: dict[str, object] = {}
-    exec(PYTHON[1], names)
+    exec(PYTHON[2], names)
     loaded = names["load_small"](str(path), build(parse(name)))
     own = prunecli.load(path)
     images = torch.randn(2, *((1, 8, 8) if name == "digits_net" else (3, 64, 64)))
     with torch.no_grad():
         assert torch.equal(loaded(images), own(images))
-    assert "prunecli" not in {line.split()[1] for line in PYTHON[1].splitlines() if line.startswith(("import", "from"))}
+    assert "prunecli" not in {line.split()[1] for line in PYTHON[2].splitlines() if line.startswith(("import", "from"))}
 
 
 def test_the_quickstart_meets_its_figures(tmp_path: Path) -> None:
