@@ -438,14 +438,19 @@ def _depthwise(call: Call, book: Book, transposed: bool) -> list[Labels]:
     return [(Label(rows.ids.reshape(shape), 1),)]
 
 
-def _grouped(call: Call, book: Book, groups: int) -> list[Labels]:
-    """Every group keeps equally many channels; a weight column serves the same place in every group."""
-    data, bias = _channel_label(call, book, 0, 1), _channel_label(call, book, 2, 0)
+def _filters(call: Call, book: Book) -> tuple[Label | None, Label | None]:
+    """Labels of the first two dims of the weight; those of the kernel are frozen."""
     by_axis = {label.axis: label for label in call.labels(1)}
     for axis, label in by_axis.items():
         if axis > 1:
             book.freeze((label,), NOT_A_CHANNEL)
-    rows, columns = by_axis.get(0), by_axis.get(1)
+    return by_axis.get(0), by_axis.get(1)
+
+
+def _grouped(call: Call, book: Book, groups: int) -> list[Labels]:
+    """Every group keeps equally many channels; a weight column serves the same place in every group."""
+    data, bias = _channel_label(call, book, 0, 1), _channel_label(call, book, 2, 0)
+    rows, columns = _filters(call, book)
     if rows is None:
         known = tuple(label for label in (data, columns, bias) if label is not None)
         book.freeze(known, f"fixed filters at {call.op.where}")
@@ -469,11 +474,7 @@ def _grouped(call: Call, book: Book, groups: int) -> list[Labels]:
 def _transposed_groups(call: Call, book: Book, groups: int) -> list[Labels]:
     """Weight (in, out / groups): a column gives the same place of every group, rows are the input channels."""
     data, bias = _channel_label(call, book, 0, 1), _channel_label(call, book, 2, 0)
-    by_axis = {label.axis: label for label in call.labels(1)}
-    for axis, label in by_axis.items():
-        if axis > 1:
-            book.freeze((label,), NOT_A_CHANNEL)
-    rows, columns = by_axis.get(0), by_axis.get(1)
+    rows, columns = _filters(call, book)
     if data is None or rows is None or columns is None:
         book.freeze(tuple(label for label in (data, rows, columns, bias) if label), f"uneven groups at {call.op.where}")
         return [()]
