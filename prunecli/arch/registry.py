@@ -163,7 +163,8 @@ def default_input(spec: ArchSpec, module: nn.Module) -> Shape | None:
         shape = BUILTIN[spec.name][1]
         return (1, channels or shape[1], *shape[2:])
     if spec.source == "torchvision":
-        return _torchvision_input(spec.name, channels or 3)
+        size = getattr(module, "image_size", None)  # vision transformers take one size only
+        return (1, channels or 3, size, size) if isinstance(size, int) else _torchvision_input(spec.name, channels or 3)
     if spec.source == "timm":
         config = getattr(module, "default_cfg", {})
         size = config.get("input_size")
