@@ -21,7 +21,7 @@ LAYERS = [
     {"graph"},
     {"cost", "cost.count", "cost.measure"},
     {"surgery"},
-    {"cost.budget"},
+    {"cost.budget", "cost.latency", "cost.allocation"},
     {"methods"},
     {"model"},
     {"loading"},

@@ -118,14 +118,25 @@ def write_tensors(
 
     `check` is that of `atomic`.
     """
+    with atomic(path, check) as stream:
+        for block in _blocks(tensors, container):
+            stream.write(block)
+
+
+def file_size(tensors: Mapping[str, Tensor], container: Mapping[str, Any] | None = None) -> int:
+    """Bytes of the file that `write_tensors` would write."""
+    unique, _ = split_aliases(tensors)
+    content = sum(t.numel() * t.element_size() for t in unique.values())
+    return content + len(next(_blocks(tensors, container)))
+
+
+def _blocks(tensors: Mapping[str, Tensor], container: Mapping[str, Any] | None) -> Iterator[bytes]:
     unique, aliases = split_aliases(tensors)
     metadata = {"format": "pt"}
     if container is not None:
         full = {**container, "aliases": aliases}
         metadata[METADATA_KEY] = json.dumps(full, sort_keys=True, separators=(",", ":"))
-    with atomic(path, check) as stream:
-        for block in serialize(unique, metadata):
-            stream.write(block)
+    return serialize(unique, metadata)
 
 
 def split_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -16,7 +16,7 @@ from prunecli.graph.channels import Bools, Channels, Group, Ints
 from prunecli.surgery.plan import repair
 from prunecli.units import human, percent
 
-Cost = Callable[[Bools], int]
+Cost = Callable[[Bools], float]
 ROUNDING_SLACK = 0.01  # how much of the whole cost rounding may leave unused
 
 
@@ -32,6 +32,7 @@ class Search:
         min_channels: what every slot keeps at least.
         unit: name of the budget, for messages.
         whole: what shares in messages refer to; the cost of all channels by default.
+        show: an amount of `cost` in words.
     """
 
     channels: Channels
@@ -40,7 +41,8 @@ class Search:
     limit: float
     min_channels: int = 1
     unit: str = "cost"
-    whole: int | None = None
+    whole: float | None = None
+    show: Callable[[float], str] = human
 
     def solve(self, round_to: int = 1) -> Bools:
         """(channels,) what to remove.
@@ -49,18 +51,23 @@ class Search:
             InputError: even with everything removed that may go, the cost is above the limit.
         """
         order = self._order()
-        least = self._cost(self._remove(order, len(order)))
+        least = self.least()
         if least > self.limit:
             full = self.whole or self.cost(np.ones(self.channels.count, dtype=np.bool_))
             raise InputError(
                 f"the {self.unit} budget {percent(self.limit / full)} cannot be met: "
-                f"the least possible is {percent(least / full)} ({human(least)} of {human(full)})",
+                f"the least possible is {percent(least / full)} ({self.show(least)} of {self.show(full)})",
                 hint=f"keep {np.ceil(1e4 * least / full) / 1e2:.2f} % or more, or exclude fewer layers",
             )
         removed = self._give_back(self._remove(order, self._fewest(order)), order)
         if round_to > 1:
             removed = self._rounded(removed, order, round_to)
         return removed
+
+    def least(self) -> float:
+        """The cost with everything removed that may go."""
+        order = self._order()
+        return self._cost(self._remove(order, len(order)))
 
     def _order(self) -> Ints:
         """Channels that may go, worst first; ties are broken by index."""
@@ -74,7 +81,7 @@ class Search:
         removed[order[:count]] = True
         return repair(self.channels, removed, order[::-1], self.min_channels)
 
-    def _cost(self, removed: Bools) -> int:
+    def _cost(self, removed: Bools) -> float:
         return self.cost(~removed)
 
     def _fewest(self, order: Ints) -> int:

@@ -7,8 +7,8 @@ count by fvcore is the same number to the last FLOP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +115,20 @@ class Polynomial:
         """The whole sum."""
         return round(float(self.terms(kept).sum()))
 
+    def scaled(self, factor: float) -> Polynomial:
+        """The same sum times a number."""
+        return replace(self, coefficients=self.coefficients * factor)
+
+    def plus(self, constant: float) -> Polynomial:
+        """The same sum with a constant added."""
+        row = np.zeros((1, self.factors.shape[1]), dtype=np.int64)
+        return replace(
+            self,
+            coefficients=np.append(self.coefficients, constant),
+            factors=np.concatenate([self.factors, row]),
+            modules=(*self.modules, ""),
+        )
+
     def by_module(self, kept: Bools) -> dict[str, int]:
         """The sum for each module."""
         totals: dict[str, float] = {}
@@ -141,8 +155,8 @@ class _Builder:
         if coefficient:
             self.terms.append((coefficient, [self.width(m) for m in members], module))
 
-    def add_op(self, op: Op) -> None:
-        coefficient, dims = FLOPS[op.name](op, self.channels)
+    def add_op(self, op: Op, factors: Factors) -> None:
+        coefficient, dims = factors
         members = []
         for index, dim in dims:
             label = next((x for x in self.channels.labels.get(index, ()) if x.axis == dim), None)
@@ -170,16 +184,27 @@ def flops(channels: Channels) -> Polynomial:
     builder = _Builder(channels)
     for op in channels.tape.ops:
         if op.name in FLOPS:
-            builder.add_op(op)
+            builder.add_op(op, FLOPS[op.name](op, channels))
     return builder.build()
 
 
-def params(channels: Channels, names: Iterable[str]) -> Polynomial:
-    """Number of elements of the named parameters."""
+def work(channels: Channels) -> Polynomial:
+    """What time is spent on: the FLOPs of ops that have any, the elements written by all others."""
+    builder = _Builder(channels)
+    elements = _per_output(1)
+    for op in channels.tape.ops:
+        if op.outputs:
+            builder.add_op(op, FLOPS.get(op.name, elements)(op, channels))
+    return builder.build()
+
+
+def params(channels: Channels, names: Iterable[str], unit: Mapping[str, int] | None = None) -> Polynomial:
+    """Number of elements of the named parameters and buffers, each weighed by `unit` (bytes, say)."""
     builder = _Builder(channels)
     by_name: dict[str, dict[int, Ints]] = {}
     for slot in channels.slots:
         by_name.setdefault(slot.name, {})[slot.dim] = slot.channels
     for name in names:
-        builder.add(1.0, list(by_name.get(name, {}).values()), name.rpartition(".")[0])
+        weight = 1 if unit is None else unit[name]
+        builder.add(float(weight), list(by_name.get(name, {}).values()), name.rpartition(".")[0])
     return builder.build()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,14 +73,31 @@ def _write_onnx(module: nn.Module, example: Example, path: Path) -> None:
     program.save(str(path), external_data=False)
 
 
-def _run_onnx(path: Path, example: Example) -> list[Tensor]:
+def _loaded_onnx(path: Path, example: Example) -> Callable[[], list[Any]]:
+    """The file in onnxruntime, ready to run on an input."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise InputError("checking the ONNX file needs onnxruntime", hint="pip install 'prunecli[export]'") from error
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    feed = {i.name: t.numpy() for i, t in zip(session.get_inputs(), example.args, strict=True)}
-    return [torch.from_numpy(output) for output in session.run(None, feed)]
+        raise InputError("running the ONNX file needs onnxruntime", hint="pip install 'prunecli[export]'") from error
+    loaded = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {i.name: t.numpy() for i, t in zip(loaded.get_inputs(), example.args, strict=True)}
+    return lambda: loaded.run(None, feed)
+
+
+def _run_onnx(path: Path, example: Example) -> list[Tensor]:
+    return [torch.from_numpy(output) for output in _loaded_onnx(path, example)()]
+
+
+def onnx_session(module: nn.Module, example: Example) -> Callable[[], object]:
+    """A model in onnxruntime, ready to run on an input.
+
+    Raises:
+        InputError: the exporter cannot carry this model, or a library is missing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_and_run(TARGETS[".onnx"], module, example, [example], path)
+        return _loaded_onnx(path, example)
 
 
 def _write_pt2(module: nn.Module, example: Example, path: Path) -> None:

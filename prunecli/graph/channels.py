@@ -109,6 +109,16 @@ class Channels:
         return replace(self, frozen=frozen, reasons=reasons, groups=tuple(regrouped))
 
 
+def written(group: Group, channels: Channels) -> dict[str, tuple[int, ...]]:
+    """{module: shape of its weight} for the layers whose outputs are the group's channels."""
+    found = {}
+    for slot in (channels.slots[number] for number in group.slots):
+        shape = channels.tape.shapes[channels.tape.params[slot.name]]
+        if slot.dim == 0 and len(shape) > 1:
+            found[slot.name.rpartition(".")[0]] = shape
+    return found
+
+
 def label_parameters(module: nn.Module, book: Book) -> dict[tuple[str, int], torch.Tensor]:
     """A fresh id for each index of each dim longer than 1 of each parameter and buffer."""
     return {
@@ -237,25 +247,30 @@ def _group(slots: tuple[Slot, ...], frozen: Bools, reasons: dict[int, str]) -> t
     numbers = np.random.default_rng(0).integers(0, 2**63, len(slots), dtype=np.int64)
     keys = np.stack([(by_channel @ numbers)[members], frozen[members]], axis=1)
     _, which = np.unique(keys, axis=0, return_inverse=True)
-    together: dict[int, list[int]] = {}
-    for channel, number in zip(members.tolist(), which.reshape(-1).tolist(), strict=True):
-        together.setdefault(number, []).append(channel)
-    placed = [(tuple(by_channel[c[0]].indices.tolist()), bool(frozen[c[0]]), c) for c in together.values()]
+    order = np.argsort(which.reshape(-1), kind="stable")
+    together = np.split(members[order], np.flatnonzero(np.diff(which.reshape(-1)[order])) + 1) if len(members) else []
+    starts = by_channel.indptr
+    placed = [(tuple(by_channel.indices[starts[c[0]] : starts[c[0] + 1]].tolist()), c) for c in together]
     names: dict[str, int] = {}
-    return tuple(_named((places, stuck), c, slots, reasons, names) for places, stuck, c in sorted(placed))
+    return tuple(
+        _named(places, c, slots, frozen, reasons, names)
+        for places, c in sorted(placed, key=lambda p: (p[0], bool(frozen[p[1][0]]), p[1][0]))
+    )
 
 
 def _named(
-    key: tuple[tuple[int, ...], bool],
-    channels: list[int],
+    members: tuple[int, ...],
+    channels: Ints,
     slots: tuple[Slot, ...],
+    frozen: Bools,
     reasons: dict[int, str],
     names: dict[str, int],
 ) -> Group:
-    members, frozen = key
     first = min(members, key=lambda s: (slots[s].dim, s))
     base = slots[first].name.rpartition(".")[0] or slots[first].name
     names[base] = names.get(base, 0) + 1
     name = base if names[base] == 1 else f"{base}#{names[base]}"
-    reason = next((reasons[c] for c in channels if c in reasons), "coupled to a frozen channel") if frozen else ""
-    return Group(name, np.asarray(channels, dtype=np.int64), members, reason)
+    reason = ""
+    if frozen[channels[0]]:
+        reason = next((reasons[c] for c in channels.tolist() if c in reasons), "coupled to a frozen channel")
+    return Group(name, channels, members, reason)

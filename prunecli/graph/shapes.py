@@ -6,7 +6,7 @@ They are what a trace spends its time on: a batch norm costs half a millisecond 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,13 +31,22 @@ def shortcut(name: str, args: tuple[Any, ...]) -> Outputs | None:
     return known(*args)
 
 
+def alike(x: Tensor) -> Tensor:
+    """A meta tensor of the same shape, strides and dtype; much cheaper than `torch.empty_like`."""
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+
+
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
 def _same(x: Tensor, *others: Any) -> Outputs | None:
-    return None if any(isinstance(other, Tensor) for other in others) else torch.empty_like(x)
+    return None if any(isinstance(other, Tensor) for other in others) else alike(x)
 
 
 def _contiguous(x: Tensor, *others: Any) -> Outputs | None:
     del others
-    return x.new_empty(x.shape)
+    return _empty(x, x.shape)
 
 
 def _in_place(x: Tensor, *others: Any) -> Outputs | None:
@@ -47,7 +56,7 @@ def _in_place(x: Tensor, *others: Any) -> Outputs | None:
 def _two(x: Tensor, y: Any, *others: Any) -> Outputs | None:
     if others or not isinstance(y, Tensor) or x.shape != y.shape or x.dtype != y.dtype or x.stride() != y.stride():
         return None
-    return torch.empty_like(x)
+    return alike(x)
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> Outputs | None:
@@ -57,7 +66,7 @@ def _batch_norm(x: Tensor, *rest: Any) -> Outputs | None:
     for vector in vectors:
         if vector is not None and tuple(vector.shape) != (x.shape[1],):
             raise RuntimeError(f"batch norm of {x.shape[1]} channels got a vector of {tuple(vector.shape)}")
-    return torch.empty_like(x), x.new_empty(x.shape[1]), x.new_empty(x.shape[1])
+    return alike(x), _empty(x, (x.shape[1],)), _empty(x, (x.shape[1],))
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Outputs | None:
@@ -67,7 +76,7 @@ def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | Non
         if tuple(part) != tail:
             raise RuntimeError(f"layer norm over {tuple(part)} got an input of {tuple(x.shape)}")
     statistics = (*x.shape[: x.ndim - len(shape)], *[1] * len(shape))
-    return x.new_empty(x.shape), x.new_empty(statistics), x.new_empty(statistics)
+    return _empty(x, x.shape), _empty(x, statistics), _empty(x, statistics)
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *others: Any) -> Outputs | None:
@@ -75,10 +84,32 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *others: Any) -> Outputs | None:
         return None
     if a.shape[1] != b.shape[0] or math.prod(bias.shape) not in (1, b.shape[1]):
         raise RuntimeError(f"matrices {tuple(a.shape)} and {tuple(b.shape)} with {tuple(bias.shape)} do not fit")
-    return a.new_empty((a.shape[0], b.shape[1]))
+    return _empty(a, (a.shape[0], b.shape[1]))
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Outputs | None:
+    stride, padding, dilation, transposed, _, groups = settings
+    if transposed or not x.is_contiguous() or x.ndim != weight.ndim or not all(x.shape):
+        return None
+    if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
+        raise RuntimeError(f"convolution of {tuple(x.shape)} got a weight of {tuple(weight.shape)}, {groups} groups")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise RuntimeError(f"convolution with {weight.shape[0]} filters got a bias of {tuple(bias.shape)}")
+    numbers = zip(
+        x.shape[2:], weight.shape[2:], *(_each(v, x.ndim - 2) for v in (stride, padding, dilation)), strict=True
+    )
+    sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in numbers]
+    if min(sizes, default=1) < 1:
+        raise RuntimeError(f"the kernel {tuple(weight.shape[2:])} is larger than the input {tuple(x.shape[2:])}")
+    return _empty(x, (x.shape[0], weight.shape[0], *sizes))
+
+
+def _each(value: Sequence[int], count: int) -> Sequence[int]:
+    return value if len(value) == count else [value[0]] * count
 
 
 SHORTCUTS: dict[str, Callable[..., Outputs | None]] = {
+    "aten.convolution": _convolution,
     "aten.native_batch_norm": _batch_norm,
     "aten.native_layer_norm": _layer_norm,
     "aten.addmm": _addmm,

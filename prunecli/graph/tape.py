@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunecli.errors import InputError
+from prunecli.graph.copying import copied, shadow
 from prunecli.graph.shapes import shortcut
 
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
@@ -44,6 +45,12 @@ class Ref:
     index: int
 
 
+@cache
+def packet_name(func: Any) -> str:
+    """The op without its overload: ``aten.convolution``."""
+    return str(func.overloadpacket)
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One recorded call. `clobbers` are older values that an in-place write has changed behind their back."""
@@ -60,7 +67,7 @@ class Op:
     @property
     def name(self) -> str:
         """The op without its overload: ``aten.convolution``."""
-        return str(self.func.overloadpacket)
+        return packet_name(self.func)
 
     @property
     def where(self) -> str:
@@ -126,16 +133,6 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from module.named_buffers()
 
 
-def shadow(module: nn.Module) -> nn.Module:
-    """A copy of `module` on the meta device: no storage is copied, sharing is kept."""
-    memo: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        meta = torch.empty_like(tensor, device="meta")
-        memo[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else meta
-    copied: nn.Module = copy.deepcopy(module, memo)
-    return copied
-
-
 class ForwardError(InputError):
     """The model's forward raised; `module` is the path of the module in which it did."""
 
@@ -173,7 +170,7 @@ def record(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
     except ForwardError as error:
         if "meta" not in str(error.__cause__).lower() and "data-dependent" not in str(error.__cause__).lower():
             raise
-        tape = _record(copy.deepcopy(module), example, train)
+        tape = _record(copied(module), example, train)
         tape.needs_data = True
         return tape
 
@@ -247,7 +244,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         to_ref: Callable[[Tensor], Ref] = lambda t: Ref(self.value_of(t))  # noqa: E731
         ref_args, ref_kwargs = _map_tensors(tuple(args), to_ref), _map_tensors(dict(kwargs), to_ref)
-        result = None if kwargs else shortcut(str(func.overloadpacket), args)
+        result = None if kwargs else shortcut(packet_name(func), args)
         if result is None:
             result = func(*args, **kwargs)
         clobbers = self._after_write(func, args, kwargs) if func._schema.is_mutable else ()

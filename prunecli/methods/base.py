@@ -50,7 +50,11 @@ class Method(Closed):
     @property
     def budget_units(self) -> tuple[str, ...]:
         """Which budgets this method can meet; empty when it takes none."""
-        return {"channel": ("flops", "params", "sparsity"), "weight": ("sparsity",), "none": ()}[self.structure]
+        return {
+            "channel": ("flops", "params", "sparsity", "size", "latency", "layers"),
+            "weight": ("sparsity", "layers"),
+            "none": (),
+        }[self.structure]
 
     def channel_scores(self, module: nn.Module, channels: Channels, seed: int) -> NDArray[np.float64]:
         """(channels,) how much each channel matters; comparable between groups."""

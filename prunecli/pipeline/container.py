@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from prunecli.checkpoint.read import read, sha256
 from prunecli.checkpoint.write import write_tensors
 from prunecli.errors import VerificationError
 from prunecli.facts import BudgetFacts, Verified
+from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
 from prunecli.model import Model, Opening, assign, from_checkpoint
 from prunecli.surgery.verify import random_example
@@ -94,7 +94,7 @@ def _reload(path: Path, model: Model, opened: Model) -> nn.Module:
     checkpoint = read(path)
     if model.arch is not None:
         return from_checkpoint(checkpoint, Opening(arch=str(model.arch), input_shape=model.input)).module
-    module = copy.deepcopy(opened.module)
+    module = copied(opened.module)
     assert checkpoint.container is not None
     journal = Journal.from_json(checkpoint.container["journal"])
     assign(module, checkpoint.state, journal, str(path))

@@ -7,7 +7,7 @@ channel   strip, then the channels of least score go until the budget is met
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,17 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
+from prunecli.cost.allocation import Floats, allocate
 from prunecli.cost.budget import Search
-from prunecli.cost.count import Polynomial, flops, params
+from prunecli.cost.latency import preferred_multiple
 from prunecli.errors import InputError, VerificationError
 from prunecli.facts import BudgetFacts, Verified
-from prunecli.graph.channels import Bools, Channels, trace
+from prunecli.graph.channels import Bools, Channels, trace, written
+from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.methods.base import Method, select
 from prunecli.model import Model
 from prunecli.pipeline.evaluation import real_example
+from prunecli.pipeline.limits import Limit, Solution, Stage, confirmed, limit_for
 from prunecli.recipe.schema import Budget, Recipe
 from prunecli.surgery.apply import cut, masked
+from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import settle
 from prunecli.surgery.strip import Stripped, strip
 from prunecli.surgery.verify import random_example, verify
@@ -39,12 +43,27 @@ class Operated:
 
     module: nn.Module
     journal: Journal
-    verified: Verified
+    verified: Verified | None
     removed: int
     budget: BudgetFacts | None = None
 
+    def then(self, later: Operated) -> Operated:
+        """Both as one: the later model and budget, the larger error."""
+        proof = later.verified if self.verified is None else _worse(self.verified, later.verified)
+        return replace(
+            later, journal=self.journal.then(later.journal), verified=proof, removed=self.removed + later.removed
+        )
 
-def operate(opened: Model, recipe: Recipe, method: Method, data: Data | None) -> Operated:
+
+def operate(
+    opened: Model,
+    recipe: Recipe,
+    method: Method,
+    data: Data | None,
+    *,
+    reference: Model | None = None,
+    progress: float = 1.0,
+) -> Operated:
     """Apply a method to a copy of the model.
 
     Args:
@@ -52,6 +71,8 @@ def operate(opened: Model, recipe: Recipe, method: Method, data: Data | None) ->
         recipe: gives budget, rounding and seed.
         method: of the recipe.
         data: real images for the proof, beside random ones.
+        reference: what the budget is a share of, where `opened` was pruned before.
+        progress: how much of the way to the budget is gone after this step.
 
     Raises:
         InputError: the budget is impossible, or nothing may be pruned.
@@ -61,7 +82,8 @@ def operate(opened: Model, recipe: Recipe, method: Method, data: Data | None) ->
     tests = [random_example(example, recipe.seed)]
     if data is not None:
         tests.append(real_example(opened, data))
-    return OPERATIONS[method.structure](_Case(opened, wide, example, tests, recipe, method))
+    case = _Case(opened, reference or opened, wide, example, tests, recipe, method, progress)
+    return OPERATIONS[method.structure](case)
 
 
 @dataclass(frozen=True)
@@ -69,11 +91,19 @@ class _Case:
     """Everything a step needs."""
 
     opened: Model
+    reference: Model
     module: nn.Module
     example: Example
     tests: Sequence[Example]
     recipe: Recipe
     method: Method
+    progress: float
+
+    @property
+    def budget(self) -> Budget:
+        """Of the recipe; the schema checked that there is one."""
+        assert self.recipe.budget is not None
+        return self.recipe.budget
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,15 +134,29 @@ def _zeros(case: _Case) -> Operated:
 
 def _weights(case: _Case) -> Operated:
     """Zero the weights of least score, then strip what died of it."""
-    budget = _budget(case.recipe)
     chosen = _prunable(case.module, case.method)
-    total = sum(weight.numel() for weight in chosen.values())
-    scores = case.method.weight_scores(chosen, case.recipe.seed)
-    count = round(budget.amount * total)
+    total = sum(weight.numel() for weight in _prunable(case.reference.module, case.method).values())
+    gone = total - sum(weight.numel() for weight in chosen.values())
+    scores = _shared_out(case, chosen, case.method.weight_scores(chosen, case.recipe.seed))
+    if case.budget.unit == "layers":
+        count = sum(int((score < 1).sum()) for score in scores.values())
+        asked = (gone + count) / total
+    else:
+        asked = case.progress * case.budget.amount
+        count = math.ceil(asked * total - 1e-6) - gone
     _zero_least(chosen, scores, count)
-    zeros = sum(int((weight == 0).sum()) for weight in chosen.values())
-    result = _zeros(case)
-    return replace(result, budget=BudgetFacts("sparsity", budget.amount, zeros / total))
+    zeros = gone + sum(int((weight == 0).sum()) for weight in chosen.values())
+    return replace(_zeros(case), budget=BudgetFacts("sparsity", asked, zeros / total))
+
+
+def _shared_out(case: _Case, weights: dict[str, Tensor], scores: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scores as `budget.per_layer` says."""
+    if case.budget.per_layer == "global":
+        return scores
+    flat = {name: score.double().flatten().numpy() for name, score in scores.items()}
+    layers = {name: {name.removesuffix(".weight"): tuple(weight.shape)} for name, weight in weights.items()}
+    given = allocate(case.budget.per_layer, flat, layers)
+    return {name: torch.from_numpy(given[name]).reshape(weights[name].shape) for name in given}
 
 
 def _prunable(module: nn.Module, method: Method) -> dict[str, Tensor]:
@@ -140,78 +184,78 @@ def _zero_least(weights: dict[str, Tensor], scores: dict[str, Tensor], count: in
 
 def _channels(case: _Case) -> Operated:
     """Strip first, then remove the channels of least score until the budget is met."""
-    budget = _budget(case.recipe)
-    full = _cost(case.module, trace(case.module, case.example), budget)
-    whole = full(np.ones(full.widths.shape[1], dtype=np.bool_))
-    limit = _amount(budget, whole)
     stripped, free = case.strip(case.module)
     channels = settle(stripped.module, case.example, case.exclude(trace(stripped.module, case.example)))
     if all(group.frozen for group in channels.groups):
         raise InputError(
             "no prunable channel: every group is frozen", hint="prunecli analyze --why LAYER tells the reason"
         )
-    cost = _cost(stripped.module, channels, budget)
-    channels, removed = _choose(case, stripped.module, channels, _Limit(budget.unit, limit, whole, cost))
+    stage = Stage(case.reference, case.opened, stripped.module, case.example, channels, stripped.journal, case.recipe)
+    limit = limit_for(stage, case.progress)
+    channels, removed, figure = _choose(case, stripped.module, channels, limit)
     smaller, journal = cut(stripped.module, channels, removed)
     proof = verify(masked(stripped.module, channels, removed), smaller, case.tests, case.dtype)
-    met = cost(~removed) / whole
     return Operated(
         smaller,
         stripped.journal.then(journal),
         _worse(free, proof),
         stripped.removed + int(removed.sum()),
-        _budget_facts(budget, met, whole),
+        limit.facts(figure),
     )
 
 
-@dataclass(frozen=True)
-class _Limit:
-    """A budget in absolute terms: `cost` of what stays may be at most `amount`, of `whole` before."""
-
-    unit: str
-    amount: float
-    whole: int
-    cost: Polynomial
-
-
-def _choose(case: _Case, module: nn.Module, channels: Channels, limit: _Limit) -> tuple[Channels, Bools]:
-    """The channels that go; a choice that would break the model is made again without what broke."""
-    scores = case.method.channel_scores(module, channels, case.recipe.seed)
+def _choose(case: _Case, module: nn.Module, channels: Channels, limit: Limit) -> tuple[Channels, Bools, float]:
+    """The channels that go, and what is left then; a choice that would break the model is made again without it."""
+    scores = _allocated(case, module, channels)
     while True:
-        search = Search(channels, scores, limit.cost, limit.amount, case.method.min_channels, limit.unit, limit.whole)
-        removed = search.solve(case.recipe.strip.round_to)
+        removed, figure = _solve(case, module, channels, scores, limit)
         settled = settle(module, case.example, channels, removed)
         if settled is channels:
-            return channels, removed
+            return channels, removed, figure
         channels = settled
 
 
-def _budget(recipe: Recipe) -> Budget:
-    assert recipe.budget is not None  # the schema checked it
-    return recipe.budget
+def _allocated(case: _Case, module: nn.Module, channels: Channels) -> Floats:
+    """Scores as `budget.per_layer` says, by channel group."""
+    scores = case.method.channel_scores(module, channels, case.recipe.seed)
+    if case.budget.per_layer == "global":
+        return scores
+    live = {group.name: group for group in channels.groups if not group.frozen}
+    layers = {name: written(group, channels) for name, group in live.items()}
+    given = allocate(case.budget.per_layer, {name: scores[group.channels] for name, group in live.items()}, layers)
+    result = scores.copy()
+    for name, group in live.items():
+        result[group.channels] = given[name]
+    return result
 
 
-def _cost(module: nn.Module, channels: Channels, budget: Budget) -> Polynomial:
-    """FLOPs, all parameters, or the weights that sparsity is counted over."""
-    if budget.unit == "flops":
-        return flops(channels)
-    names = [n for n, p in module.named_parameters() if budget.unit == "params" or p.ndim > 1]
-    return params(channels, names)
+def _solve(case: _Case, module: nn.Module, channels: Channels, scores: Floats, limit: Limit) -> tuple[Bools, float]:
+    """What goes so that the limit holds, and the figure that it is about."""
+    if limit.unit == "layers":
+        removed = repair(channels, scores < 1, np.argsort(-scores, kind="stable"), case.method.min_channels)
+        return removed, limit.cost(~removed)
+    wanted = case.recipe.strip.round_to
+    multiple = preferred_multiple(case.budget.device) if wanted == "auto" else wanted
+
+    def search(amount: float) -> Search:
+        least = case.method.min_channels
+        return Search(channels, scores, limit.cost, amount, least, limit.unit, limit.whole, limit.show)
+
+    def finished(amount: float) -> Solution:
+        removed = search(max(amount, search(0).least())).solve(multiple)
+        smaller, journal = cut(module, channels, removed)
+        return Solution(removed, restore_dtypes(smaller, case.opened.module), journal)
+
+    if limit.measure is not None:
+        return confirmed(limit, finished)
+    removed = search(limit.amount).solve(multiple)
+    return removed, limit.cost(~removed)
 
 
-def _amount(budget: Budget, whole: int) -> float:
-    if budget.unit == "sparsity":
-        return (1 - budget.amount) * whole
-    return budget.amount * whole if budget.amount <= 1 else budget.amount
-
-
-def _budget_facts(budget: Budget, met: float, whole: int) -> BudgetFacts:
-    if budget.unit == "sparsity":
-        return BudgetFacts("sparsity", budget.amount, 1 - met)
-    return BudgetFacts(budget.unit, budget.amount if budget.amount <= 1 else budget.amount / whole, met)
-
-
-def _worse(first: Verified, second: Verified) -> Verified:
+def _worse(first: Verified, second: Verified | None) -> Verified:
+    """The larger error of two proofs."""
+    if second is None:
+        return first
     return replace(
         second,
         max_abs_error=max(first.max_abs_error, second.max_abs_error),
@@ -221,11 +265,11 @@ def _worse(first: Verified, second: Verified) -> Verified:
 
 def _widest(opened: Model) -> tuple[nn.Module, Example]:
     """A copy in float64, or in its own dtype where it holds tensors that a conversion does not reach."""
-    wide, example = copy.deepcopy(opened.module).double(), opened.example.to(dtype=torch.float64)
+    wide, example = copied(opened.module).double(), opened.example.to(dtype=torch.float64)
     try:
         record(wide, example)
     except ForwardError:
-        return copy.deepcopy(opened.module), opened.example
+        return copied(opened.module), opened.example
     return wide, example
 
 

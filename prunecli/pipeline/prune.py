@@ -17,7 +17,7 @@ from prunecli.pipeline.container import Provenance, save
 from prunecli.pipeline.evaluation import data_for, evaluated
 from prunecli.pipeline.figures import figures, source_bytes, tensor_bytes
 from prunecli.pipeline.operate import Operated, operate, restore_dtypes
-from prunecli.recipe.schema import Recipe
+from prunecli.recipe.schema import Recipe, Train
 from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loop import KeepZeros, Report, Trainer, ignore
@@ -56,13 +56,9 @@ def prune(
     if _trains(recipe) and images is None:
         raise InputError("the recipe trains, but no data is given", hint="data: in the recipe, or --data")
     before = figures(opened, opened.module, source_bytes(opened), _accuracy(opened.module, images))
-    result = operate(opened, recipe, method, images)
+    result, final, pruned = _steps(opened, recipe, method, images, report if output is not None else None)
     _insist_on_change(result, before, opened)
-    final = opened.after(restore_dtypes(result.module, opened.module), result.journal)
-    pruned, after = None, _figures(final, images)
-    if _trains(recipe) and images is not None and output is not None:
-        pruned, final = after, _trained(final, opened, recipe, images, report)
-        after = _figures(final, images)
+    after = _figures(final, images)
     if output is not None:
         evaluation = evaluated(recipe.data, before.accuracy, after.accuracy)
         provenance = Provenance(recipe.resolved(), result.verified, result.budget, evaluation)
@@ -76,7 +72,7 @@ def prune(
         after=after,
         removed_channels=result.removed,
         verified=result.verified,
-        budget=result.budget,
+        budget=_met(result.budget, before, after),
         output=None if output is None else str(output),
         seconds=round(time.monotonic() - started, 3),
         cuts=_cuts(opened, final),
@@ -92,12 +88,45 @@ def _figures(model: Model, data: Data | None) -> Figures:
     return figures(model, model.module, tensor_bytes(model.module), _accuracy(model.module, data))
 
 
-def _trained(model: Model, opened: Model, recipe: Recipe, data: Data, report: Report) -> Model:
-    assert recipe.train is not None
-    teacher = opened.module if recipe.train.distill else None
+def _steps(
+    opened: Model, recipe: Recipe, method: Method, images: Data | None, report: Report | None
+) -> tuple[Operated, Model, Figures | None]:
+    """Cut, then train, once or as often as the budget says.
+
+    Returns:
+        All cuts as one, the model, and its figures before the last training (None where nothing was trained).
+    """
+    current, whole, pruned = opened, Operated(opened.module, opened.journal, None, 0), None
+    progress = [1.0] if recipe.budget is None else recipe.budget.progress
+    for step, share in enumerate(progress):
+        result = operate(current, recipe, method, images, reference=opened, progress=share)
+        whole = whole.then(result)
+        current = current.after(restore_dtypes(result.module, current.module), result.journal)
+        settings = _part(recipe.train, step, len(progress))
+        if settings is not None and images is not None and report is not None:
+            pruned = _figures(current, images)
+            current = _trained(current, opened, recipe, settings, images, report)
+    return whole, current, pruned
+
+
+def _part(settings: Train | None, step: int, steps: int) -> Train | None:
+    """The epochs that belong to one of several steps; None where there are none."""
+    if settings is None:
+        return None
+    epochs = settings.epochs * (step + 1) // steps - settings.epochs * step // steps
+    return settings.model_copy(update={"epochs": epochs}) if epochs else None
+
+
+def _trained(model: Model, opened: Model, recipe: Recipe, settings: Train, data: Data, report: Report) -> Model:
+    teacher = opened.module if settings.distill else None
     hooks = [KeepZeros(model.module)]
-    trainer = Trainer(data, recipe.train, recipe.seed, teacher, hooks, report=report)
+    trainer = Trainer(data, settings, recipe.seed, teacher, hooks, report=report)
     return replace(model, module=trainer.fit(model.module).module)
+
+
+def _met(budget: BudgetFacts | None, before: Figures, after: Figures) -> BudgetFacts | None:
+    """The size is known to the byte only when the file is there."""
+    return replace(budget, met=after.bytes / before.bytes) if budget and budget.unit == "size" else budget
 
 
 def _disagreement(budget: BudgetFacts | None, before: Figures, after: Figures) -> list[str]:

@@ -19,6 +19,13 @@ def _amount(value: Any) -> Any:
     return parse_amount(value) if isinstance(value, str) else value
 
 
+def _nanoseconds(value: Any) -> Any:
+    """A time as ``5ms``; a bare number is a share, as everywhere."""
+    if not isinstance(value, str) or not value.strip().endswith("s"):
+        return _amount(value)
+    return parse_amount(value) * 1e9
+
+
 def _positive(value: float) -> float:
     if not value > 0:
         raise ValueError('must be a share in (0, 1] or an amount such as "1.2G"')
@@ -28,37 +35,82 @@ def _positive(value: float) -> float:
 
 
 Amount = Annotated[float, BeforeValidator(_amount), AfterValidator(_positive)]
+Latency = Annotated[float, BeforeValidator(_nanoseconds), AfterValidator(_positive)]
 Share = Annotated[float, BeforeValidator(_amount), Field(gt=0, lt=1)]
 
 
+class Iterative(Closed):
+    """The budget is approached in steps; after each one scores are computed anew and a part of the training is done.
+
+    `cubic` takes most at the start (Zhu and Gupta 2017, arXiv 1710.01878, equation 1).
+    """
+
+    steps: int = Field(5, ge=2, le=1000)
+    schedule: Literal["linear", "cubic"] = "linear"
+
+    def shares(self) -> list[float]:
+        """How much of the way is gone after each step; the last is 1."""
+        power = {"linear": 1, "cubic": 3}[self.schedule]
+        return [1 - (1 - step / self.steps) ** power for step in range(1, self.steps + 1)]
+
+
+UNITS = ("flops", "params", "sparsity", "size", "latency")
+
+
 class Budget(Closed):
-    """Exactly one limit. `flops` and `params`: the fraction that is kept, or an absolute amount."""
+    """One limit, and how it is shared among the layers.
+
+    Attributes:
+        flops, params, size, latency: the fraction that is kept, or an absolute amount (operations, elements,
+            bytes of the written file, time of one forward pass such as 5ms, kept in nanoseconds).
+        sparsity: share of zeros.
+        per_layer: ``global`` compares scores of all layers; ``uniform``, ``erk``, ``lamp``; or a file, a CSV with
+            the columns ``layer,keep`` or an earlier result, which may also stand alone.
+        iterative: reach the limit in steps.
+        runtime, device: where latency is measured.
+    """
 
     flops: Amount | None = None
     params: Amount | None = None
     sparsity: Share | None = None
+    size: Amount | None = None
+    latency: Latency | None = None
+    per_layer: str = "global"
+    iterative: Iterative | None = None
+    runtime: Literal["torch", "onnxruntime"] = "torch"
+    device: str = "cpu"
 
     @model_validator(mode="after")
     def _one(self) -> Budget:
-        if len(self.given) != 1:
-            raise ValueError("give exactly one of flops, params, sparsity")
+        alone = self.per_layer not in ("global", "uniform", "erk", "lamp")
+        if len(self.given) > 1 or not (self.given or alone):
+            raise ValueError(f"give exactly one of {', '.join(UNITS)}")
+        if self.runtime == "onnxruntime" and self.device != "cpu":
+            raise ValueError("onnxruntime is measured on the cpu")
+        if self.iterative is not None and not self.given:
+            raise ValueError(f"iterative needs one of {', '.join(UNITS)}")
         return self
 
     @property
     def given(self) -> dict[str, float]:
         """The limits that are set."""
-        values = {"flops": self.flops, "params": self.params, "sparsity": self.sparsity}
+        values = {unit: getattr(self, unit) for unit in UNITS}
         return {unit: value for unit, value in values.items() if value is not None}
 
     @property
     def unit(self) -> str:
-        """Name of the one limit."""
-        return next(iter(self.given))
+        """Name of the one limit; ``layers`` where a file gives the share of every layer."""
+        return next(iter(self.given), "layers")
 
     @property
     def amount(self) -> float:
         """Value of the one limit."""
-        return next(iter(self.given.values()))
+        return next(iter(self.given.values()), 1.0)
+
+    @property
+    def progress(self) -> list[float]:
+        """How much of the way is gone after each step: just 1 where the budget is met at once."""
+        return [1.0] if self.iterative is None else self.iterative.shares()
 
 
 class Distill(Closed):
@@ -94,9 +146,14 @@ class Train(Closed):
 
 
 class Strip(Closed):
-    """`round_to`: widths become multiples of this where the budget can still be met within 1 %."""
+    """What happens to the tensors.
 
-    round_to: int = Field(8, ge=1)
+    Attributes:
+        round_to: widths become multiples of this where the budget can still be met within 1 %; ``auto`` times
+            which multiple the device likes.
+    """
+
+    round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
 
 
 class Recipe(Closed):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
 from prunecli.graph.channels import Bools, Channels
+from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import named_tensors
 from prunecli.surgery.fix import edits
 
@@ -37,19 +38,18 @@ def cut(
     kept = kept_indices(channels, removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(module):
-        smaller = _sliced(replace.pop(name, tensor).detach(), name, kept, device)
-        memo[id(tensor)] = nn.Parameter(smaller, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else smaller
-    copied: nn.Module = copy.deepcopy(module, memo)
+        memo[id(tensor)] = like(tensor, _sliced(replace.pop(name, tensor).detach(), name, kept, device))
+    smaller = copied(module, memo)
     for name, added in replace.items():
         owner, _, attribute = name.rpartition(".")
         rows = kept.get((f"{owner}.weight", 0), tuple(range(len(added))))  # a new bias follows the rows of its weight
         bias = nn.Parameter(added[list(rows)].to(device=device))
-        copied.get_submodule(owner).register_parameter(attribute, bias)
-    attributes = edits(copied)
-    for path, counts in _pad_counts(copied, channels, removed).items():
+        smaller.get_submodule(owner).register_parameter(attribute, bias)
+    attributes = edits(smaller)
+    for path, counts in _pad_counts(smaller, channels, removed).items():
         attributes.setdefault(path, {})["channel_pads"] = counts
-    set_attributes(copied, attributes)
-    return copied, Journal(kept, attributes)
+    set_attributes(smaller, attributes)
+    return smaller, Journal(kept, attributes)
 
 
 def _sliced(tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int, ...]], device: str | None) -> Tensor:
@@ -57,8 +57,15 @@ def _sliced(tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int,
     smaller = tensor if device is None else tensor.to(device)
     for dim in range(smaller.ndim):
         if (name, dim) in kept:
-            smaller = smaller.index_select(dim, torch.tensor(kept[name, dim], device=smaller.device))
+            smaller = _picked(smaller, dim, kept[name, dim])
     return smaller.clone() if smaller is tensor else smaller
+
+
+def _picked(tensor: Tensor, dim: int, indices: tuple[int, ...]) -> Tensor:
+    """`index_select`; on meta only the size counts."""
+    if tensor.is_meta:
+        return tensor.new_empty((*tensor.shape[:dim], len(indices), *tensor.shape[dim + 1 :]))
+    return tensor.index_select(dim, torch.from_numpy(np.array(indices)).to(tensor.device))
 
 
 def _pad_counts(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, list[int]]:
@@ -94,7 +101,7 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
     Zeroing the readers' weights is exact whatever batch norm, bias or activation lies between.
     Where two activations are multiplied (attention scores), the writers are zeroed instead.
     """
-    twin: nn.Module = copy.deepcopy(module)
+    twin = copied(module)
     tensors = dict(named_tensors(twin))
     ignored: dict[str, set[int]] = {}  # channels that a tensor must not pass on
     for read in channels.reads:

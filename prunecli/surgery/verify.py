@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from prunecli.errors import VerificationError
 from prunecli.facts import Verified
+from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, output_tensors
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -30,7 +30,7 @@ def random_example(example: Example, seed: int, batch: int = 2) -> Example:
 
 def compare(reference: nn.Module, smaller: nn.Module, examples: Sequence[Example], dtype: torch.dtype) -> Verified:
     """Largest difference of all outputs of two models in eval mode; neither is changed."""
-    first, second = (copy.deepcopy(m).to(dtype).eval() for m in (reference, smaller))
+    first, second = (copied(m).to(dtype).eval() for m in (reference, smaller))
     worst_abs = worst_rel = 0.0
     inputs = 0
     with torch.no_grad():

@@ -7,7 +7,6 @@ augmentation follow from seed and epoch, the learning rate from the step. What c
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunecli.errors import CheckpointError, InputError
+from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
 from prunecli.recipe.schema import Distill, Train
 from prunecli.train.data import Data
@@ -201,9 +201,9 @@ class Trainer:
             InputError: the device is not there, or the saved state does not belong to this run.
         """
         device, layout = _device(self.settings.device), _layout(self.settings)
-        student = copy.deepcopy(module).to(device).to(memory_format=layout)
+        student = copied(module).to(device).to(memory_format=layout)
         run = _Run(student, _optimizer(student, self.settings), _average(student, self.settings), self.hooks)
-        teacher = None if self.teacher is None else copy.deepcopy(self.teacher).eval().to(device)
+        teacher = None if self.teacher is None else copied(self.teacher).eval().to(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             saved = self.saver.load() if self.saver else None

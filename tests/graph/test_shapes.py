@@ -16,7 +16,10 @@ def meta(*shape: int) -> torch.Tensor:
 
 IMAGE = meta(2, 6, 4, 5)
 VECTOR = meta(6)
+KERNEL = meta(8, 3, 3, 2)
+PLACES = ([2], [1, 0], [1, 2], False, [0, 0], 2)
 CALLS = {
+    "aten.convolution": (IMAGE, KERNEL, meta(8), *PLACES),
     "aten.native_batch_norm": (IMAGE, VECTOR, VECTOR, VECTOR, VECTOR, False, 0.1, 1e-5),
     "aten.native_layer_norm": (meta(2, 3, 6), [6], VECTOR, None, 1e-5),
     "aten.addmm": (VECTOR, meta(4, 3), meta(3, 6)),
@@ -36,6 +39,8 @@ def test_the_same_as_torch(name: str, layout: torch.memory_format) -> None:
 
     args = tuple(arrange(a) for a in CALLS.get(name, (IMAGE,)))
     expected, found = getattr(aten, name.removeprefix("aten."))(*args), shortcut(name, args)
+    if found is None and layout != torch.contiguous_format:
+        return  # left to torch
     pairs = zip(expected, found, strict=True) if isinstance(expected, tuple) else [(expected, found)]
     for number, (a, b) in enumerate(pairs):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
@@ -43,6 +48,7 @@ def test_the_same_as_torch(name: str, layout: torch.memory_format) -> None:
 
 
 REFUSED = {
+    "aten.convolution": (IMAGE, meta(8, 2, 3, 2), None, *PLACES),
     "aten.native_batch_norm": (IMAGE, VECTOR, VECTOR, meta(5), VECTOR, False, 0.1, 1e-5),
     "aten.native_layer_norm": (meta(2, 3, 6), [6], meta(5), None, 1e-5),
     "aten.addmm": (VECTOR, meta(4, 3), meta(2, 6)),

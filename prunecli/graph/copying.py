@@ -1,0 +1,89 @@
+"""Copies of modules: what `copy.deepcopy` gives, without what it costs on the dozen empty dicts of every module."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from prunecli.graph.shapes import alike
+
+Module = TypeVar("Module", bound=nn.Module)
+Memo = dict[int, Any]
+_ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device})
+_CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})  # most are empty: the hooks of a module
+
+
+def copied(module: Module, memo: Memo | None = None) -> Module:
+    """A deep copy; sharing within the module is kept.
+
+    Args:
+        module: stays as it is.
+        memo: what stands for objects that were copied already, by id, as in `copy.deepcopy`.
+    """
+    memo = {} if memo is None else memo
+    known = memo.get(id(module))
+    if known is not None:
+        return known  # type: ignore[no-any-return]
+    kind = type(module)
+    state: Any = module.__getstate__() if _is_plain(kind) else None  # type: ignore[no-untyped-call, arg-type]
+    if not isinstance(state, dict):
+        return copy.deepcopy(module, memo)
+    twin = kind.__new__(kind)
+    memo[id(module)] = twin
+    twin.__setstate__({name: _value(value, memo) for name, value in state.items()})  # type: ignore[no-untyped-call]
+    return twin
+
+
+def shadow(module: Module) -> Module:
+    """A copy on the meta device: no storage is copied, sharing is kept."""
+    tensors = (*module.parameters(), *module.buffers())
+    return copied(module, {id(tensor): like(tensor, alike(tensor)) for tensor in tensors})
+
+
+def like(original: Tensor, tensor: Tensor) -> Tensor:
+    """`tensor` as a parameter where `original` is one."""
+    return nn.Parameter(tensor, original.requires_grad) if isinstance(original, nn.Parameter) else tensor
+
+
+@cache
+def _is_plain(kind: Any) -> bool:
+    """Whether objects of this class are copied by way of their state alone."""
+    return (
+        not hasattr(kind, "__deepcopy__")
+        and not hasattr(kind, "__getnewargs__")
+        and not hasattr(kind, "__getnewargs_ex__")
+        and "__reduce_ex__" not in _inherited(kind)
+        and "__reduce__" not in _inherited(kind)
+    )
+
+
+def _inherited(kind: Any) -> set[str]:
+    """What a class and its bases define, `object` excepted."""
+    return {name for base in kind.__mro__[:-1] for name in vars(base)}
+
+
+def _value(value: Any, memo: Memo) -> Any:
+    """The copy of one attribute."""
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    known = memo.get(id(value))
+    if known is not None:
+        return known
+    if isinstance(value, nn.Module):
+        return copied(value, memo)
+    if kind in _CONTAINERS and not value:
+        return kind()
+    if kind is tuple and all(type(item) in _ATOMS for item in value):
+        return value
+    if kind is dict:
+        twin: dict[Any, Any] = {}
+        memo[id(value)] = twin
+        twin.update({name: _value(item, memo) for name, item in value.items()})
+        return twin
+    return copy.deepcopy(value, memo)

@@ -1,0 +1,82 @@
+"""Time as a polynomial: close to what is measured, and never out of its fit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from prunecli.cost.count import work
+from prunecli.cost.latency import _fit, _own_seconds, fitted, forward, preferred_multiple, turns
+from prunecli.graph.channels import trace
+from prunecli.graph.tape import Example
+
+EXAMPLE = Example((torch.randn(8, 3, 48, 48),))
+CPU = torch.device("cpu")
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Conv2d(128, 10, 3), nn.Flatten()
+    ).eval()
+
+
+def test_more_channels_never_cost_less() -> None:
+    channels = trace(network(), EXAMPLE)
+    model = fitted(network(), EXAMPLE, channels)
+    order = np.random.default_rng(0).permutation(channels.count)
+    kept = np.zeros(channels.count, dtype=bool)
+    costs = []
+    for channel in order:
+        kept[channel] = True
+        costs.append(model(kept))
+    assert costs == sorted(costs)
+    assert costs[-1] > 0
+
+
+def test_the_model_is_near_the_measured_time() -> None:
+    channels = trace(network(), EXAMPLE)
+    modelled = fitted(network(), EXAMPLE, channels)(np.ones(channels.count, dtype=bool)) / 1e9
+    measured = float(np.median(turns([forward(network(), EXAMPLE)], CPU)))
+    assert modelled == pytest.approx(measured, rel=0.6)  # a busy machine
+
+
+def test_own_time_leaves_the_children_out() -> None:
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Conv2d(3, 64, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x).relu()
+
+    own = _own_seconds(nn.Sequential(Slow()), EXAMPLE)
+    assert set(own) == {"", "0", "0.inner"}
+    assert own["0.inner"] > own[""] >= 0
+
+
+def test_fits_are_exact_lines_and_never_negative() -> None:
+    assert _fit([1e6, 2e6, 4e6], [15.0, 25.0, 45.0]) == pytest.approx((5.0, 1e-5))
+    offset, slope = _fit([1.0, 2.0, 3.0], [9.0, 6.0, 3.0])
+    assert offset >= 0
+    assert slope == 0
+
+
+def test_turns_alternate_and_every_run_has_a_figure() -> None:
+    calls: list[str] = []
+    found = turns([lambda: calls.append("a"), lambda: calls.append("b")], CPU, seconds=0, least=3)
+    assert found.shape == (3, 2)
+    assert calls == ["a", "b"] * 4
+
+
+def test_work_counts_elements_where_there_are_no_flops() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.ReLU()).eval()
+    channels = trace(module, Example((torch.zeros(1, 3, 5, 5),)))
+    assert work(channels).by_module(np.ones(channels.count, dtype=bool)) == {"0": 3 * 4 * 25, "1": 4 * 25}
+
+
+def test_a_multiple_is_chosen_once() -> None:
+    assert preferred_multiple() in (1, 2, 4, 8, 16, 32)
+    assert preferred_multiple() == preferred_multiple()
