@@ -22,11 +22,11 @@ import torchvision
 
 from prunecli.checkpoint.read import read
 from prunecli.checkpoint.write import write_tensors
-from prunecli.graph.channels import Channels, trace
+from prunecli.graph.channels import Channels
 from prunecli.graph.tape import output_tensors
 from prunecli.model import blank, filled, open_model
 from prunecli.surgery.apply import cut
-from prunecli.surgery.probe import halves, settle
+from prunecli.surgery.probe import halves, survey
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def check(name: str) -> Row:
     module, example = model.module, model.example
     params = sum(p.numel() for p in module.parameters())
     started = time.perf_counter()
-    channels = settle(module, example, trace(module, example))
+    channels = survey(module, example)
     removed = halves(channels)
     smaller, journal = cut(module, channels, removed)
     seconds = time.perf_counter() - started

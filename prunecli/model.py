@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from prunecli.arch.spec import ArchSpec, parse
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.read import Checkpoint, read
 from prunecli.errors import ArchError, CheckpointError, InputError
+from prunecli.graph.copying import like
 from prunecli.graph.tape import Example
 
 
@@ -178,8 +179,17 @@ def _choose(checkpoint: Checkpoint, arch: str | None) -> tuple[ArchSpec, str]:
 
 def _from_module(checkpoint: Checkpoint, module: nn.Module, opening: Opening) -> Model:
     """A module that came out of a trusted pickle is its own architecture."""
+    module = unwrapped(module)
     spec = parse(opening.arch) if opening.arch else None
     return _model(checkpoint, module, spec, Journal(), _input(spec, module, opening.input_shape))
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`, DataParallel and DistributedDataParallel."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    while isinstance(module, wrappers) or hasattr(module, "_orig_mod"):
+        module = module.module if isinstance(module, wrappers) else module._orig_mod  # type: ignore[assignment]
+    return module
 
 
 def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], opening: Opening) -> Model:
@@ -240,12 +250,14 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
     """Put tensors into a freshly built module, whose shapes the journal has changed.
 
     Tied parameters stay tied. A bias that folding added is registered.
+    Expanded layers and dropped batch norms are made as the journal says.
 
     Raises:
         ArchError: names or shapes do not fit.
     """
     from prunecli.surgery.apply import set_attributes
 
+    _restructure(module, journal, what)
     own = dict(module.state_dict(keep_vars=True))
     added = {n for n in state if n not in own and _may_add(module, n)}
     missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
@@ -271,6 +283,38 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
                 buffer.data = buffer.data.index_select(dim, torch.tensor(journal.kept[name, dim]))
     _check_attributes(module, journal, what)
     set_attributes(module, journal.attributes)
+
+
+def _restructure(module: nn.Module, journal: Journal, what: str) -> None:
+    """Expanded layers and dropped batch norms; the cut comes first, since expansions start from what it left.
+
+    Raises:
+        CheckpointError: the journal speaks of layers that are not there, or not of that width.
+    """
+    from prunecli.surgery.expand import narrowed
+    from prunecli.surgery.fold import drop
+
+    try:
+        drop(module, journal.folded)
+        for expansion in journal.expansions.values():
+            _cut_layers(module, expansion.layers, journal)
+        narrowed(module, dict(journal.expansions))
+    except (AttributeError, TypeError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{what}: the journal does not fit: {error}", hint="check --arch") from error
+
+
+def _cut_layers(module: nn.Module, layers: Sequence[str], journal: Journal) -> None:
+    """Slice the tensors of some layers as the journal says."""
+    for path in layers:
+        layer = module.get_submodule(path)
+        for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+            smaller = tensor.detach()
+            for dim in range(tensor.ndim):
+                kept = journal.kept.get((f"{path}.{name}", dim))
+                smaller = (
+                    smaller if kept is None else smaller.index_select(dim, torch.tensor(kept, device=tensor.device))
+                )
+            setattr(layer, name, like(tensor, smaller))
 
 
 def _check_attributes(module: nn.Module, journal: Journal, what: str) -> None:
@@ -304,9 +348,11 @@ def _expected(own: Mapping[str, Tensor], journal: Journal) -> dict[str, tuple[in
     """Shapes after the journal's cuts; it names a shared tensor once."""
     first: dict[int, str] = {}
     shapes = {}
+    expanded = {layer for expansion in journal.expansions.values() for layer in expansion.layers}
     for name, tensor in own.items():
         known = first.setdefault(id(tensor), name)
-        shapes[name] = tuple(len(journal.kept.get((known, d), range(n))) for d, n in enumerate(tensor.shape))
+        cut = {} if name.rpartition(".")[0] in expanded else journal.kept  # those are cut already
+        shapes[name] = tuple(len(cut.get((known, d), range(n))) for d, n in enumerate(tensor.shape))
     return shapes
 
 

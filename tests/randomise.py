@@ -16,7 +16,7 @@ def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
         bias = getattr(part, "bias", None)
         if isinstance(bias, nn.Parameter):
             bias.data.copy_(torch.randn(bias.shape, generator=generator) * 0.3)
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.affine:
             part.weight.data.copy_(torch.rand(part.num_features, generator=generator) + 0.5)
     return module.eval()
 
@@ -29,4 +29,13 @@ def zero_filters(module: nn.Module, share: float, seed: int = 0) -> nn.Module:
             count = part.weight.shape[0]
             gone = torch.randperm(count, generator=generator)[: int(count * share)]
             part.weight.data[gone] = 0
+    return module
+
+
+def zero_weights(module: nn.Module, share: float, seed: int = 0) -> nn.Module:
+    """Zero a share of all weights with two or more dims, wherever they are; norms and biases stay."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in module.parameters():
+        if weight.ndim > 1:
+            weight.data.masked_fill_(torch.rand(weight.shape, generator=generator) < share, 0)
     return module

@@ -35,7 +35,7 @@ STRIP = "surgery/test_strip.py"
 MUTANTS = {
     "slicing is a no-op": Mutant(
         "surgery/apply.py",
-        "smaller = smaller.index_select(dim, torch.tensor(kept[name, dim], device=smaller.device))",
+        "smaller = _picked(smaller, dim, kept[name, dim])",
         "pass",
         f"{STRIP}::test_zero_constants_go_without_a_trace",
     ),
@@ -53,7 +53,7 @@ MUTANTS = {
     ),
     "grouped rows may be uneven": Mutant(
         "graph/rules.py",
-        "    book.equal_counts(rows.ids.reshape(groups, -1))\n    if bias",
+        "    book.filter_groups(rows.ids.reshape(groups, -1))\n    if bias",
         "    if bias",
         "graph/test_channels.py::test_grouped_rows_keep_equal_counts",
     ),
@@ -74,6 +74,42 @@ MUTANTS = {
         "    ids = torch.cat(ends)",
         "    ids = torch.cat(ends[::-1])",
         "graph/test_channels.py::test_concatenation_keeps_the_parts_apart",
+    ),
+    "expanded channels are zero, not constant": Mutant(
+        "surgery/expand.py",
+        "        constant[list(candidate.kept)] = 0\n",
+        "        constant[:] = 0\n",
+        "surgery/test_expand.py::test_the_same_function_with_fewer_filters",
+    ),
+    "folding forgets the mean": Mutant(
+        "surgery/fold.py",
+        "    shift = (start - norm.running_mean.double()) * scale",
+        "    shift = start * scale",
+        "surgery/test_fold.py::test_every_kind_of_layer",
+    ),
+    "other heads of what is left are not noticed": Mutant(
+        "surgery/probe.py",
+        "            if any(old != new for dim, (old, new) in pairs if dim not in free):",
+        "            if False:",
+        "surgery/test_attention.py::test_other_heads_of_what_is_left_are_noticed",
+    ),
+    "a scale may follow the width": Mutant(
+        "surgery/probe.py",
+        "        if _numbers(op) != _numbers(now):",
+        "        if False:",
+        "surgery/test_attention.py::test_a_scale_that_follows_the_width_is_noticed",
+    ),
+    "ERK without the kernel": Mutant(
+        "cost/allocation.py",
+        "sum(shape) / math.prod(shape)",
+        "sum(shape[:2]) / math.prod(shape[:2])",
+        "cost/test_allocation.py::test_erk_densities_have_the_ratio_of_the_papers_formula",
+    ),
+    "a measured figure above the limit counts as met": Mutant(
+        "pipeline/limits.py",
+        "        if figure <= limit.amount:\n",
+        "        if figure <= 1.2 * limit.amount:\n",
+        "pipeline/test_budgets.py::test_a_wrong_model_of_the_cost_is_corrected",
     ),
     "verify says true": Mutant(
         "surgery/verify.py",

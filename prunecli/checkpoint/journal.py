@@ -14,14 +14,43 @@ Attributes = Mapping[str, Mapping[str, int | list[int]]]
 
 
 @dataclass(frozen=True)
+class Expansion:
+    """Layers that compute only the `kept` of `width` channels; the last fills in constants for the others."""
+
+    layers: tuple[str, ...]
+    kept: tuple[int, ...]
+    width: int
+
+
+@dataclass(frozen=True)
 class Journal:
-    """Kept indices by (tensor name, dim), and integer attributes by module path."""
+    """What was done to a freshly built module, in this order.
+
+    Attributes:
+        kept: indices by (tensor name, dim).
+        attributes: integers by module path.
+        expansions: by the path of the layer that fills in constants.
+        folded: paths of batch norms that went into the layer before.
+    """
 
     kept: Mapping[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     attributes: Attributes = field(default_factory=dict)
+    expansions: Mapping[str, Expansion] = field(default_factory=dict)
+    folded: tuple[str, ...] = ()
+
+    @property
+    def filled_in(self) -> int:
+        """How many channels are constants that no layer computes."""
+        return sum(expansion.width - len(expansion.kept) for expansion in self.expansions.values())
 
     def then(self, later: Journal) -> Journal:
-        """This cut followed by another one, as one cut of the original."""
+        """This cut followed by another one, as one cut of the original.
+
+        Raises:
+            ValueError: channels are cut after an expansion, which has to be undone first.
+        """
+        if self.expansions and later.kept:
+            raise ValueError("channels cannot be cut after an expansion")
         kept = dict(self.kept)
         for key, indices in later.kept.items():
             first = kept.get(key)
@@ -29,7 +58,8 @@ class Journal:
         attributes = {module: dict(values) for module, values in self.attributes.items()}
         for module, values in later.attributes.items():
             attributes.setdefault(module, {}).update(values)
-        return Journal(kept, attributes)
+        expansions = {**self.expansions, **later.expansions}
+        return Journal(kept, attributes, expansions, tuple(sorted({*self.folded, *later.folded})))
 
     def to_json(self) -> dict[str, Any]:
         """Index lists as ranges, each with all the tensors it applies to."""
@@ -37,7 +67,15 @@ class Journal:
         for (name, dim), indices in sorted(self.kept.items()):
             by_indices.setdefault(indices, []).append(f"{name}:{dim}")
         cuts = [{"kept": ranges(indices), "in": places} for indices, places in by_indices.items()]
-        return {"cuts": cuts, "attributes": {m: dict(v) for m, v in sorted(self.attributes.items())}}
+        expansions = [
+            {"in": list(e.layers), "kept": ranges(e.kept), "width": e.width} for _, e in sorted(self.expansions.items())
+        ]
+        return {
+            "cuts": cuts,
+            "attributes": {m: dict(v) for m, v in sorted(self.attributes.items())},
+            "expansions": expansions,
+            "folded": list(self.folded),
+        }
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Journal:
@@ -48,7 +86,31 @@ class Journal:
             for place in cut["in"]:
                 name, _, dim = place.rpartition(":")
                 kept[name, int(dim)] = indices
-        return Journal(kept, data["attributes"])
+        return Journal(
+            kept,
+            data["attributes"],
+            {found.layers[-1]: found for found in map(_expansion, data.get("expansions", []))},
+            tuple(data.get("folded", [])),
+        )
+
+
+def _expansion(entry: Mapping[str, Any]) -> Expansion:
+    """One expansion; it names layers, and its indices are within the width and rise.
+
+    Raises:
+        ValueError: they do not.
+    """
+    layers, kept, width = tuple(entry["in"]), indices_of(entry["kept"]), entry["width"]
+    if (
+        not layers
+        or type(width) is not int
+        or not kept
+        or width > _MOST
+        or kept[-1] >= width
+        or list(kept) != sorted(set(kept))
+    ):
+        raise ValueError(f"an expansion to {width!r} channels")
+    return Expansion(layers, kept, width)
 
 
 def ranges(indices: Iterable[int]) -> str:

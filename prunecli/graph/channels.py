@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,7 +13,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from prunecli.graph.labels import Book, Freeze, Label, Labels, Pad, Read
+from prunecli.graph.labels import Book, Freeze, Label, Labels, Pad, Read, Split
 from prunecli.graph.rules import NOT_A_CHANNEL, Call, apply
 from prunecli.graph.tape import Example, Tape, named_tensors, record
 
@@ -51,6 +52,8 @@ class Channels:
         reasons: why, for the channels where a reason is known.
         slots: every labelled parameter dim.
         blocks: arrays (rows, n) of channels; each row must keep equally many.
+        filters: those that are the groups of a convolution.
+        splits: views that make heads and their width of one channel dim.
     """
 
     tape: Tape
@@ -61,6 +64,8 @@ class Channels:
     slots: tuple[Slot, ...]
     groups: tuple[Group, ...]
     blocks: tuple[Ints, ...]
+    filters: tuple[Ints, ...]
+    splits: tuple[Split, ...]
     reads: tuple[Read, ...]
     pads: tuple[Pad, ...]
     unknown: dict[str, int] = field(default_factory=dict)
@@ -130,14 +135,14 @@ def label_parameters(module: nn.Module, book: Book) -> dict[tuple[str, int], tor
 
 
 def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> dict[int, Labels]:
-    """Apply the rule of every op in order; freeze what reaches the model's outputs."""
+    """Apply the rule of every op that matters in order; freeze what reaches the model's outputs."""
     known: dict[int, Labels] = {}
     for (name, dim), ids in slots.items():
         index = tape.params[name]
         shape = [1] * len(tape.shapes[index])
         shape[dim] = ids.numel()
         known[index] = (*known.get(index, ()), Label(ids.reshape(shape), dim))
-    for op in tape.ops:
+    for op in tape.live_ops():
         outputs = apply(Call(op, tape, known), book)
         for index, labels in zip(op.outputs, outputs, strict=True):
             known[index] = tuple(label for label in labels if label.ids.shape[label.axis] > 1)
@@ -146,14 +151,16 @@ def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> 
     return known
 
 
-def trace(module: nn.Module, example: Example) -> Channels:
+def trace(module: nn.Module, example: Example, whole: Mapping[str, frozenset[int]] | None = None) -> Channels:
     """Find the channels of a model. The model is not changed and not run on its own device.
+
+    In the modules named in `whole`, attention heads go as a whole (see `Book`); elsewhere every head gets narrower.
 
     Where the forward pass in eval mode leaves parameters unused (auxiliary heads), a pass in training mode
     adds its ties, so that the cut model can still be trained.
     """
     tape = record(module, example)
-    book = Book()
+    book = Book(whole=whole or {})
     slots = label_parameters(module, book)
     labels = walk(tape, slots, book)
     reads, pads = tuple(book.reads), tuple(book.pads)
@@ -207,10 +214,13 @@ def connect(
             reasons.setdefault(channel, freeze.reason)
     frozen[0] = True
     placed = tuple(Slot(name, dim, channel_of[ids.numpy()]) for (name, dim), ids in slots.items())
-    blocks = {rows.tobytes(): rows for rows in (channel_of[block.numpy()] for block in book.blocks)}
+    blocks, filters = (
+        {rows.tobytes(): rows for rows in (channel_of[block.numpy()] for block in found) if not frozen[rows].all()}
+        for found in (book.blocks, book.filters)
+    )
     return Channels(
         tape, labels, channel_of, frozen, reasons, placed, _group(placed, frozen, reasons),
-        tuple(rows for rows in blocks.values() if not frozen[rows].all()), reads, pads, dict(book.unknown),
+        tuple(blocks.values()), tuple(filters.values()), tuple(book.splits), reads, pads, dict(book.unknown),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ that cannot be followed is frozen, with its reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -79,17 +79,37 @@ class Pad:
     after: Tensor
 
 
+@dataclass(frozen=True)
+class Split:
+    """A view that makes two dims of one channel dim: (heads, width) of an attention, say. `ids` has that shape."""
+
+    module: str
+    ids: Tensor
+
+
 @dataclass
 class Book:
-    """What the rules find out while they walk the tape."""
+    """What the rules find out while they walk the tape.
+
+    `whole` names modules in which attention heads go as a whole, with the numbers of heads that a view there may
+    split off (any, where none is given); elsewhere every head gets narrower.
+    """
 
     next_id: int = 1
     ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     freezes: list[Freeze] = field(default_factory=list)
     blocks: list[Tensor] = field(default_factory=list)  # (rows, channels): equally many kept in each row
+    filters: list[Tensor] = field(default_factory=list)  # those of the blocks that are groups of a convolution
+    whole: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    splits: list[Split] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     pads: list[Pad] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)  # ops without a rule, and how often
+
+    def splits_off_heads(self, module: str, count: int) -> bool:
+        """Whether a view into `count` parts in this module makes heads that go as a whole."""
+        numbers = self.whole.get(module)
+        return numbers is not None and (not numbers or any(count % number == 0 for number in numbers))
 
     def fresh(self, count: int) -> Tensor:
         """New ids, (count,)."""
@@ -112,6 +132,11 @@ class Book:
         """Each row of ids must keep the same number of channels."""
         if rows.shape[0] > 1 and not bool((rows == rows[:1]).all()):
             self.blocks.append(rows)
+
+    def filter_groups(self, rows: Tensor) -> None:
+        """The filters of a grouped convolution, a row for each group: equal counts, and such as kernels like."""
+        self.equal_counts(rows)
+        self.filters.append(rows)
 
     def align(self, label: Label) -> Label:
         """Tie the rows position by position, so that the id depends on the axis alone."""
@@ -148,11 +173,12 @@ def compact(ids: Tensor, axis: int) -> Label:
     return Label(ids, axis)
 
 
-def transport(label: Label, shape: tuple[int, ...], run: Callable[[Tensor], Tensor]) -> Label | None:
+def transport(label: Label, shape: tuple[int, ...], run: Callable[[Tensor], Tensor]) -> tuple[Label, list[int]] | None:
     """Send a label through a layout op by running the op itself on positions.
 
-    Returns None where the axis has gone (a ``select`` of one channel). When the op splits the axis,
-    the last of the new dims is the one that gets shorter.
+    Returns:
+        The label, and the dims that hold its axis now: none where it has gone (a ``select`` of one channel), several
+        where the op splits it. The label's axis is the last of them.
     """
     positions = torch.arange(label.ids.numel()).reshape(label.ids.shape).expand(shape)
     moved = run(positions)
@@ -164,7 +190,9 @@ def transport(label: Label, shape: tuple[int, ...], run: Callable[[Tensor], Tens
     axes = [d for d in range(along.ndim) if _varies(along, d)]
     if not axes:
         return None
-    return compact(label.ids.reshape(-1)[moved], axes[-1])
+    ids = label.ids.reshape(-1)[moved]
+    axes = [d for d in axes if _varies(ids, d)] or axes  # along copies of a batch, or within a head, nothing changes
+    return Label(ids, axes[-1]), axes
 
 
 def _varies(values: Tensor, dim: int) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunecli.graph.labels import Book, Label, Labels, Pad, Read, compact, transport
+from prunecli.graph.labels import Book, Label, Labels, Pad, Read, Split, compact, transport
 from prunecli.graph.tape import Op, Ref, Tape, flatten
 
 NOT_A_CHANNEL = "not a channel dim"  # kernel and position dims
@@ -214,15 +214,16 @@ def layout(call: Call, book: Book) -> list[Labels]:
 def _transport(call: Call, book: Book, label: Label, results: list[list[Label]]) -> None:
     source = call.ref(0)
     assert source is not None
-    moved = [
+    found = [
         transport(label, call.shape(source), lambda p, i=i: call.run({source.index: p})[i])  # type: ignore[misc]
         for i in range(len(results))
     ]
+    moved = [None if m is None else _split(call, book, *m) for m in found]
     kept = [m for m in moved if m is not None]
     if len(kept) < len(moved):
         return book.freeze((label,), f"one position is picked at {call.op.where}")
     size = label.ids.shape[label.axis]
-    if any(m.ids.shape[m.axis] < size and not m.index_dims for m in kept):
+    if call.op.name not in RESHAPES and any(m.ids.shape[m.axis] < size and not m.index_dims for m in kept):
         _cut_up(call, book, label, kept)
     for result, part in zip(results, kept, strict=True):
         if part.index_dims:
@@ -231,6 +232,27 @@ def _transport(call: Call, book: Book, label: Label, results: list[list[Label]])
             book.freeze((part,), f"channels are rolled at {call.op.where}")
         result.append(part)
     return None
+
+
+def _split(call: Call, book: Book, label: Label, axes: list[int]) -> Label:
+    """Where a view splits the axis into heads and their width, one of the two is what gets shorter."""
+    if len(axes) < 2 or call.op.name not in RESHAPES:
+        return compact(label.ids, label.axis)
+    heads, width = axes[-2:]
+    ids = label.ids.movedim((heads, width), (-2, -1))
+    split = Split(call.op.module, ids.reshape(-1, *ids.shape[-2:])[0])
+    whole = book.splits_off_heads(call.op.module, len(split.ids))
+    if not whole:
+        for other in book.splits:  # queries, keys and values: a module knows one width
+            if other.module == split.module and other.ids.shape[1] == split.ids.shape[1]:
+                book.equal_counts(torch.cat([other.ids, split.ids]))
+                break
+    book.splits.append(split)
+    if not whole:
+        return compact(label.ids, width)
+    first = label.ids.narrow(width, 0, 1)
+    book.tie(first, label.ids)
+    return compact(first, heads)
 
 
 def _cut_up(call: Call, book: Book, label: Label, parts: list[Label]) -> None:
@@ -463,7 +485,7 @@ def _grouped(call: Call, book: Book, groups: int) -> list[Labels]:
         assert source is not None
         assert weight is not None
         book.reads.append(Read(call.op.index, source.index, data, weight.index, columns, groups))
-    book.equal_counts(rows.ids.reshape(groups, -1))
+    book.filter_groups(rows.ids.reshape(groups, -1))
     if bias is not None:
         book.tie(rows.ids.reshape(-1), bias.ids.reshape(-1))
     shape = [1] * len(call.out_shapes[0])
@@ -479,7 +501,7 @@ def _transposed_groups(call: Call, book: Book, groups: int) -> list[Labels]:
         book.freeze(tuple(label for label in (data, rows, columns, bias) if label), f"uneven groups at {call.op.where}")
         return [()]
     book.tie(data.ids.reshape(-1), rows.ids.reshape(-1))
-    book.equal_counts(rows.ids.reshape(groups, -1))
+    book.filter_groups(rows.ids.reshape(groups, -1))
     source, weight = call.ref(0), call.ref(1)
     assert source is not None
     assert weight is not None
@@ -612,8 +634,8 @@ def index(call: Call, book: Book) -> list[Labels]:
             continue
         zeros = [None if s is None else torch.zeros(s, dtype=torch.int64) for s in shapes]
         moved = transport(label, call.shape(source), lambda p, z=zeros: torch.ops.aten.index(p, z))  # type: ignore[misc]
-        if moved is None or len(call.out_shapes[0]) != moved.ids.ndim:
+        if moved is None or len(call.out_shapes[0]) != moved[0].ids.ndim:
             book.freeze((label,), f"indexed at {call.op.where}")
         else:
-            results.append(compact(moved.ids, moved.axis))
+            results.append(compact(moved[0].ids, moved[0].axis))
     return [tuple(results)]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunecli.errors import InputError
@@ -92,6 +93,15 @@ class Tape:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     needs_data: bool = False
+
+    def live_ops(self) -> list[Op]:
+        """Ops that the outputs depend on, and those that write into a tensor."""
+        wanted, found = set(self.outputs), []
+        for op in reversed(self.ops):
+            if op.func._schema.is_mutable or wanted.intersection(op.outputs):
+                wanted.update(ref.index for ref in op.refs())
+                found.append(op)
+        return found[::-1]
 
     def used_params(self) -> set[str]:
         """Names of the parameters and buffers that some op reads."""
@@ -184,9 +194,15 @@ def _record(module: nn.Module, example: Example, train: bool) -> Tape:
         recorder.value_of(t) for t in flatten((example.args, dict(example.kwargs))) if isinstance(t, Tensor)
     )
     fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused path hides heads and FLOPs
+    torch.backends.mha.set_fastpath_enabled(False)  # fused paths hide heads and FLOPs
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), recorder.follow_modules(), recorder:
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            sdpa_kernel(SDPBackend.MATH),
+            recorder.follow_modules(),
+            recorder,
+        ):
             output = module(*example.args, **example.kwargs)
     except Exception as error:  # the user's forward may raise anything
         raise ForwardError(error, recorder.failed) from error

@@ -21,7 +21,7 @@ from prunecli.cost.budget import Search
 from prunecli.cost.latency import preferred_multiple
 from prunecli.errors import InputError, VerificationError
 from prunecli.facts import BudgetFacts, Verified
-from prunecli.graph.channels import Bools, Channels, trace, written
+from prunecli.graph.channels import Bools, Channels, written
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.methods.base import Method, select
@@ -30,8 +30,10 @@ from prunecli.pipeline.evaluation import real_example
 from prunecli.pipeline.limits import Limit, Solution, Stage, confirmed, limit_for
 from prunecli.recipe.schema import Budget, Recipe
 from prunecli.surgery.apply import cut, masked
+from prunecli.surgery.expand import expand
+from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.plan import repair
-from prunecli.surgery.probe import settle
+from prunecli.surgery.probe import settle, survey
 from prunecli.surgery.strip import Stripped, strip
 from prunecli.surgery.verify import random_example, verify
 from prunecli.train.data import Data
@@ -83,7 +85,10 @@ def operate(
     if data is not None:
         tests.append(real_example(opened, data))
     case = _Case(opened, reference or opened, wide, example, tests, recipe, method, progress)
-    return OPERATIONS[method.structure](case)
+    result = OPERATIONS[method.structure](case)
+    for finish in FINISHES if progress == 1 else ():
+        result = finish(case, result)
+    return result
 
 
 @dataclass(frozen=True)
@@ -185,7 +190,7 @@ def _zero_least(weights: dict[str, Tensor], scores: dict[str, Tensor], count: in
 def _channels(case: _Case) -> Operated:
     """Strip first, then remove the channels of least score until the budget is met."""
     stripped, free = case.strip(case.module)
-    channels = settle(stripped.module, case.example, case.exclude(trace(stripped.module, case.example)))
+    channels = survey(stripped.module, case.example, case.exclude)
     if all(group.frozen for group in channels.groups):
         raise InputError(
             "no prunable channel: every group is frozen", hint="prunecli analyze --why LAYER tells the reason"
@@ -273,6 +278,28 @@ def _widest(opened: Model) -> tuple[nn.Module, Example]:
     return wide, example
 
 
+def _expand(case: _Case, result: Operated) -> Operated:
+    """What is dead in a single layer though its channels stay; a cut to a budget leaves nothing of that kind."""
+    if case.recipe.strip.expand == "off" or case.method.structure == "channel":
+        return result
+    return _proven(case, result, *expand(result.module, case.example, case.recipe.strip.expand))
+
+
+def _fold(case: _Case, result: Operated) -> Operated:
+    if not case.recipe.strip.fold_batchnorm:
+        return result
+    return _proven(case, result, *fold_batchnorm(result.module, case.example))
+
+
+def _proven(case: _Case, before: Operated, module: nn.Module, journal: Journal) -> Operated:
+    """One more step on a model, with its proof; no step where the journal is empty."""
+    if journal == Journal():
+        return before
+    proof = verify(before.module, module, case.tests, case.dtype)
+    return before.then(Operated(module, journal, proof, journal.filled_in, before.budget))
+
+
+FINISHES: Sequence[Callable[[_Case, Operated], Operated]] = (_expand, _fold)
 OPERATIONS: dict[str, Callable[[_Case], Operated]] = {"none": _zeros, "weight": _weights, "channel": _channels}
 
 

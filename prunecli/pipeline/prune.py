@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.write import check_output
 from prunecli.errors import InputError, NothingRemoved
 from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts
@@ -18,6 +19,7 @@ from prunecli.pipeline.evaluation import data_for, evaluated
 from prunecli.pipeline.figures import figures, source_bytes, tensor_bytes
 from prunecli.pipeline.operate import Operated, operate, restore_dtypes
 from prunecli.recipe.schema import Recipe, Train
+from prunecli.surgery.expand import collapsed
 from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loop import KeepZeros, Report, Trainer, ignore
@@ -88,6 +90,14 @@ def _figures(model: Model, data: Data | None) -> Figures:
     return figures(model, model.module, tensor_bytes(model.module), _accuracy(model.module, data))
 
 
+def _collapsed(model: Model) -> Model:
+    """A model of an earlier run may hold expanded layers; they are undone, and made again at the end."""
+    if not model.journal.expansions:
+        return model
+    module, journal = collapsed(model.module, model.journal)
+    return replace(model, module=module, journal=journal)
+
+
 def _steps(
     opened: Model, recipe: Recipe, method: Method, images: Data | None, report: Report | None
 ) -> tuple[Operated, Model, Figures | None]:
@@ -96,7 +106,8 @@ def _steps(
     Returns:
         All cuts as one, the model, and its figures before the last training (None where nothing was trained).
     """
-    current, whole, pruned = opened, Operated(opened.module, opened.journal, None, 0), None
+    current, pruned = _collapsed(opened), None
+    whole = Operated(current.module, Journal(), None, -opened.journal.filled_in)
     progress = [1.0] if recipe.budget is None else recipe.budget.progress
     for step, share in enumerate(progress):
         result = operate(current, recipe, method, images, reference=opened, progress=share)

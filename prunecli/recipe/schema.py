@@ -145,15 +145,24 @@ class Train(Closed):
     save_seconds: float = Field(60.0, ge=0, description="how often a resumable state is written")
 
 
+def _off(value: Any) -> Any:
+    return "off" if value is False else value  # YAML reads a bare off as false
+
+
 class Strip(Closed):
     """What happens to the tensors.
 
     Attributes:
         round_to: widths become multiples of this where the budget can still be met within 1 %; ``auto`` times
             which multiple the device likes.
+        expand: a layer may compute only the channels that vary and fill in the others, where a stream keeps them:
+            ``auto`` where that saves time, ``always``, or ``off``.
+        fold_batchnorm: batch norms go into the layers before them, exact in eval.
     """
 
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
+    expand: Annotated[Literal["auto", "off", "always"], BeforeValidator(_off)] = "auto"
+    fold_batchnorm: bool = False
 
 
 class Recipe(Closed):

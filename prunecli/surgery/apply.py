@@ -13,7 +13,8 @@ from prunecli.checkpoint.journal import Journal
 from prunecli.graph.channels import Bools, Channels
 from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import named_tensors
-from prunecli.surgery.fix import edits
+from prunecli.surgery.attention import allow_fewer_heads
+from prunecli.surgery.fix import Edits, edits, head_edits
 
 
 def cut(
@@ -48,6 +49,8 @@ def cut(
     attributes = edits(smaller)
     for path, counts in _pad_counts(smaller, channels, removed).items():
         attributes.setdefault(path, {})["channel_pads"] = counts
+    for path, sizes in _head_sizes(smaller, channels, removed).items():
+        attributes.setdefault(path, {}).update(sizes)
     set_attributes(smaller, attributes)
     return smaller, Journal(kept, attributes)
 
@@ -79,11 +82,26 @@ def _pad_counts(module: nn.Module, channels: Channels, removed: Bools) -> dict[s
     return changed
 
 
+def _head_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, Edits]:
+    """New sizes for the modules that split channels into heads."""
+    changed: dict[str, Edits] = {}
+    for split in channels.splits:
+        kept = ~removed[np.unique(channels.of(split.ids), axis=0)]  # a batch repeats its heads
+        if not kept.all():
+            heads = kept.any(axis=1)
+            after = int(heads.sum()), int(kept[heads].sum(axis=1).max(initial=0))
+            changed.setdefault(split.module, {}).update(
+                head_edits(module.get_submodule(split.module), (kept.shape[0], kept.shape[1]), after)
+            )
+    return changed
+
+
 def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write journalled attributes into a module."""
+    """Write journalled attributes into a module; attention that has fewer heads now gets a class that allows it."""
     for path, values in attributes.items():
         for attribute, value in values.items():
             setattr(module.get_submodule(path), attribute, value)
+    allow_fewer_heads(module)
 
 
 def kept_indices(channels: Channels, removed: Bools) -> dict[tuple[str, int], tuple[int, ...]]:

@@ -60,6 +60,16 @@ def _recurrent(module: nn.Module) -> Edits:
     return sizes
 
 
+def _conv1d_of_transformers(module: nn.Module) -> Edits:
+    """A linear layer with the weight transposed."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return {"nx": weight.shape[0], "nf": weight.shape[1]}
+
+
+FIXES_BY_NAME: dict[str, Callable[[nn.Module], Edits]] = {  # classes of libraries that need not be there
+    "transformers.pytorch_utils.Conv1D": _conv1d_of_transformers,
+}
 FIXES: dict[type[nn.Module], Callable[[nn.Module], Edits]] = {
     nn.modules.conv._ConvNd: _conv,
     nn.Linear: _linear,
@@ -70,13 +80,43 @@ FIXES: dict[type[nn.Module], Callable[[nn.Module], Edits]] = {
 }
 
 
+# What attention modules call the sizes of their heads. Changed only where the value is the size before the cut, and
+# only kept where the trial cut shows that the module then does the same.
+HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "nhead", "heads", "num_key_value_heads")
+WIDTHS = ("head_dim", "attention_head_size", "key_value_proj_dim", "d_kv", "dim_head", "head_size")
+PRODUCTS = ("all_head_size", "inner_dim", "attn_dim", "split_size", "hidden_size", "hidden_dim")
+
+
+def head_numbers(module: nn.Module) -> frozenset[int]:
+    """How many heads a module says it has: of queries, of keys and values."""
+    own = vars(module)
+    return frozenset(own[name] for name in HEADS if type(own.get(name)) is int)
+
+
+def head_edits(module: nn.Module, before: tuple[int, int], after: tuple[int, int]) -> Edits:
+    """Attributes of an attention module that count heads, their width or both.
+
+    Args:
+        module: that splits its channels into heads.
+        before: (heads, width of each) before the cut.
+        after: the same after the cut.
+    """
+    fixed_width = isinstance(module, nn.MultiheadAttention)  # its scale follows from the width
+    sizes = {HEADS: 0} if fixed_width else {HEADS: 0, WIDTHS: 1}
+    changes = {name: (before[i], after[i]) for names, i in sizes.items() for name in names}
+    changes |= dict.fromkeys(PRODUCTS, (before[0] * before[1], after[0] * after[1]))
+    own = vars(module)
+    return {n: new for n, (old, new) in changes.items() if type(own.get(n)) is int and own[n] == old != new}
+
+
 def edits(module: nn.Module) -> dict[str, Edits]:
     """Attributes that no longer fit the tensors, for every submodule: {path: {attribute: value}}."""
     found: dict[str, Edits] = {}
     for path, submodule in module.named_modules():
-        for kind, fix in FIXES.items():
-            if isinstance(submodule, kind):
-                changed = {k: v for k, v in fix(submodule).items() if getattr(submodule, k) != v}
-                if changed:
-                    found.setdefault(path, {}).update(changed)
+        fixes = [fix for kind, fix in FIXES.items() if isinstance(submodule, kind)]
+        named = FIXES_BY_NAME.get(f"{type(submodule).__module__}.{type(submodule).__qualname__}")
+        for fix in [*fixes, *([named] if named else [])]:
+            changed = {k: v for k, v in fix(submodule).items() if getattr(submodule, k, v) != v}
+            if changed:
+                found.setdefault(path, {}).update(changed)
     return found

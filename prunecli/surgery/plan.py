@@ -10,7 +10,8 @@ from prunecli.graph.channels import Bools, Channels, Ints
 def repair(channels: Channels, removed: Bools, order: Ints | None = None, min_channels: int = 1) -> Bools:
     """Give back channels until the choice is legal; never removes more.
 
-    Legal: nothing frozen goes, every slot keeps `min_channels`, every row of every block keeps equally many.
+    Legal: nothing frozen goes, every slot keeps `min_channels`, every row of every block keeps equally many,
+    every group of a convolution as many as `kernel_width` says.
 
     Args:
         channels: the channels of the model.
@@ -47,7 +48,20 @@ def _even_out(channels: Channels, removed: Bools, rank: Ints) -> bool:
         most = kept.max()
         for row in np.flatnonzero(kept < most):
             changed |= _give_back(rows[row], removed, rank, int(most - kept[row]))
+    for rows in channels.filters:
+        kept = (~removed[rows]).sum(axis=1)
+        most = min(kernel_width(int(kept.max())), rows.shape[1])
+        for row in np.flatnonzero(kept < most):
+            changed |= _give_back(rows[row], removed, rank, int(most - kept[row]))
     return changed
+
+
+def kernel_width(count: int) -> int:
+    """The width of a group that grouped convolutions are fast at: a power of two up to 8, then a multiple of 8.
+
+    Others are slower than the full width was: 13 of 16 filters take 1.7 times as long (`benchmarks/expand.py`).
+    """
+    return next((width for width in (1, 2, 4, 8) if count <= width), -(-count // 8) * 8)
 
 
 def _give_back(members: Ints, removed: Bools, rank: Ints, count: int) -> bool:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from prunecli.graph.channels import Bools, Channels, Group, components, walk
+from prunecli.graph.channels import Bools, Channels, Group, components, trace, walk
 from prunecli.graph.labels import Book
-from prunecli.graph.tape import Example, ForwardError, record_private
+from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, record_private
 from prunecli.surgery.apply import cut
+from prunecli.surgery.fix import head_numbers
 from prunecli.surgery.plan import repair
+
+Restrict = Callable[[Channels], Channels]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,8 @@ def probe(module: nn.Module, example: Example, channels: Channels, removed: Bool
     shapes = [[t.shapes[i] for i in t.outputs] for t in (channels.tape, tape)]
     if shapes[0] != shapes[1] and not channels.tape.needs_data:  # where data decides, the number of results does, too
         return Trouble(f"the outputs change their shape from {shapes[0]} to {shapes[1]}")
+    if (change := _changed(channels, tape)) and not channels.tape.needs_data:
+        return change
     book = Book(next_id=channels.count)
     slots = {(slot.name, slot.dim): torch.from_numpy(slot.channels[~removed[slot.channels]]) for slot in channels.slots}
     walk(tape, {k: ids for k, ids in slots.items() if len(ids) > 1}, book)
@@ -47,6 +53,58 @@ def probe(module: nn.Module, example: Example, channels: Channels, removed: Bool
     if len(np.unique(merged[live])) < int(live.sum()):
         return Trouble("channels meet that did not meet before the cut")
     return None
+
+
+def _changed(channels: Channels, tape: Tape) -> Trouble | None:
+    """What must stay as it is, whatever is cut: sizes of dims that hold no channels, and numbers in formulas.
+
+    A literal head width would make other heads of what is left; a scale that follows the width would change them.
+    """
+    before, used = channels.tape, {ref.index for op in channels.tape.ops for ref in op.refs()}
+    for op, now in zip(before.ops, tape.ops, strict=False):
+        if op.name != now.name:  # a copy more or less; from here on the tapes cannot be laid side by side
+            return None
+        if _numbers(op) != _numbers(now):
+            return Trouble(f"a number follows the width at {op.where}", op.module)
+        for index in set(op.outputs) & used:
+            free = {label.axis for label in channels.labels.get(index, ())}
+            pairs = enumerate(zip(before.shapes[index], tape.shapes[index], strict=False))
+            if any(old != new for dim, (old, new) in pairs if dim not in free):
+                return Trouble(f"a dim that holds no channels changes its size at {op.where}", op.module)
+    return None
+
+
+def _numbers(op: Op) -> list[float]:
+    """Factors and summands: all floats, and integers where they are not sizes."""
+    kinds = (int, float) if torch.Tag.pointwise in op.func.tags else (float,)
+    return [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
+
+
+def survey(module: nn.Module, example: Example, restrict: Restrict = lambda channels: channels) -> Channels:
+    """The channels of a model, with what breaks it frozen.
+
+    Attention whose heads cannot get narrower is tried again with heads that go as a whole.
+
+    Args:
+        module: stays as it is.
+        example: one input.
+        restrict: freezes groups that must stay whole.
+    """
+    channels = settle(module, example, restrict(trace(module, example)))
+    stuck = {
+        s.module: head_numbers(module.get_submodule(s.module))
+        for s in channels.splits
+        if channels.frozen[channels.of(s.ids)].all()
+    }
+    if not stuck:
+        return channels
+    again = settle(module, example, restrict(trace(module, example, stuck)))
+    return again if _free(again) > _free(channels) else channels
+
+
+def _free(channels: Channels) -> int:
+    """How many rows and columns of parameters can go."""
+    return sum(int((~channels.frozen[slot.channels]).sum()) for slot in channels.slots)
 
 
 def settle(module: nn.Module, example: Example, channels: Channels, removed: Bools | None = None) -> Channels:

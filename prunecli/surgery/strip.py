@@ -11,7 +11,6 @@ zero, or its value is a constant c that the reader can take over:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,10 +25,9 @@ from prunecli.graph.tape import Example, named_tensors
 from prunecli.surgery.apply import cut
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.plan import repair
-from prunecli.surgery.probe import settle
+from prunecli.surgery.probe import Restrict, settle
 
 Floats = NDArray[np.float64]
-Restrict = Callable[[Channels], Channels]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from prunecli.cost import latency
 from prunecli.cost.count import work
 from prunecli.cost.latency import _fit, _own_seconds, fitted, forward, preferred_multiple, turns
 from prunecli.graph.channels import trace
@@ -36,11 +37,22 @@ def test_more_channels_never_cost_less() -> None:
     assert costs[-1] > 0
 
 
-def test_the_model_is_near_the_measured_time() -> None:
+def test_times_that_follow_the_work_are_reproduced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each module takes 3 us and 2 ns for each unit of its work; the polynomial then says so at any width."""
     channels = trace(network(), EXAMPLE)
-    modelled = fitted(network(), EXAMPLE, channels)(np.ones(channels.count, dtype=bool)) / 1e9
-    measured = float(np.median(turns([forward(network(), EXAMPLE)], CPU)))
-    assert modelled == pytest.approx(measured, rel=0.6)  # a busy machine
+    amounts = work(channels)
+
+    def own_seconds(module: nn.Module, example: Example) -> dict[str, float]:
+        done = work(trace(module, example))
+        return {n: 3e-6 + 2e-9 * w for n, w in done.by_module(np.ones(done.widths.shape[1], dtype=bool)).items()}
+
+    monkeypatch.setattr(latency, "_own_seconds", own_seconds)
+    model = fitted(network(), EXAMPLE, channels)
+    for seed in range(5):
+        kept = np.random.default_rng(seed).random(channels.count) < 0.7
+        kept[channels.frozen] = True
+        expected = 3e3 * len(set(amounts.modules)) + 2 * amounts(kept)
+        assert model(kept) == pytest.approx(expected, rel=1e-6)
 
 
 def test_own_time_leaves_the_children_out() -> None:

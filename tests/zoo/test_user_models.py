@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from zoo.user_models import MODELS
 
-from prunecli.graph.channels import Channels, trace
+from prunecli.graph.channels import Channels
 from prunecli.graph.tape import Example, output_tensors
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.plan import repair
-from prunecli.surgery.probe import halves, settle
+from prunecli.surgery.probe import halves, settle, survey
 from prunecli.surgery.strip import strip
 from prunecli.surgery.verify import compare, random_example
 
@@ -21,7 +21,7 @@ EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
 MIXED = {"GroupNormed"}
 WHOLE = {
     "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy", "GroupNormed", "Shuffled",
-    "Normed", "Positions", "MultiHead", "DictOutput",
+    "Normed", "Positions", "MultiHead", "DictOutput", "EncoderLayer",
 }  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def built(name: str) -> nn.Module:
 
 
 def settled(module: nn.Module) -> Channels:
-    return settle(module, EXAMPLE, trace(module, EXAMPLE))
+    return survey(module, EXAMPLE)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -292,3 +292,51 @@ class Wavy(Base):
 
     def middle(self, x: Tensor) -> Tensor:
         return torch.fft.fft(x, dim=1).real
+
+
+@model
+class FusedAttention(Base):
+    """Head sizes as attributes, one fused projection, and a scale that follows the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = 4, 4
+        self.qkv, self.proj = nn.Linear(16, 48), nn.Linear(16, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return (x + self.proj(mixed.transpose(1, 2).reshape(n, length, -1))).mean(1)
+
+
+@model
+class GroupedQueries(Base):
+    """Fewer keys than queries, head width a literal of the module, heads counted by -1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head_dim, self.num_key_value_groups, self.scaling = 4, 2, 0.5
+        self.q_proj, self.k_proj, self.v_proj = nn.Linear(16, 32), nn.Linear(16, 16), nn.Linear(16, 16)
+        self.o_proj = nn.Linear(32, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        shape = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = (p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        k, v = (t.repeat_interleave(self.num_key_value_groups, 1) for t in (k, v))
+        mixed = (q @ k.transpose(2, 3) * self.scaling).softmax(-1) @ v
+        return (x + self.o_proj(mixed.transpose(1, 2).flatten(2))).mean(1)
+
+
+@model
+class EncoderLayer(Base):
+    """torch's own encoder layer, which has a fused path of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, norm_first=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(2).transpose(1, 2)).mean(1)

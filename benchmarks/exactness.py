@@ -1,0 +1,105 @@
+"""How exact strip is on every torchvision classifier: filters zeroed at random (30, 50, 90 %), or 99 % of all weights.
+
+Batch norm is randomised. Errors are relative to the largest output, the worst of the traced and of another input size.
+
+python benchmarks/exactness.py [--most-params 150e6] [NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from randomise import randomise, zero_filters, zero_weights
+
+from prunecli.arch.registry import build
+from prunecli.arch.spec import parse
+from prunecli.graph.copying import copied
+from prunecli.graph.tape import Example, ForwardError, record
+from prunecli.surgery.strip import strip
+from prunecli.surgery.verify import compare, random_example
+
+ZEROS = {
+    "30 %": lambda module: zero_filters(module, 0.3),
+    "50 %": lambda module: zero_filters(module, 0.5),
+    "90 %": lambda module: zero_filters(module, 0.9),
+    "99 % of weights": lambda module: zero_weights(module, 0.99),
+}
+
+
+def example_of(size: int) -> Example:
+    """One image in float64."""
+    return Example((torch.zeros(1, 3, size, size, dtype=torch.float64),))
+
+
+def sizes(module: nn.Module) -> list[int]:
+    """The smallest input size that the model takes, and another one where it takes any."""
+    fits = []
+    for size in (64, 96, 128, 224):
+        try:
+            record(module, example_of(size))
+            fits.append(size)
+        except ForwardError:
+            continue
+    return fits[:2]
+
+
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def row(name: str) -> tuple[list[float], float, float]:
+    """Parameters left for each kind of zeros, worst error in float64 and in float32."""
+    torch.manual_seed(0)
+    base = randomise(build(parse(f"torchvision:{name}"))).eval().double()
+    tried = sizes(base)
+    left, wide, single = [], 0.0, 0.0
+    for zero in ZEROS.values():
+        module = zero(copied(base))
+        small = strip(module, example_of(tried[0])).module
+        left.append(count(small) / count(module))
+        for size in tried:
+            tests = [random_example(example_of(size), seed=size, batch=1)]
+            wide = max(wide, compare(module, small, tests, torch.float64).max_rel_error)
+            single = max(single, compare(module, small, tests, torch.float32).max_rel_error)
+    return left, wide, single
+
+
+def main() -> None:
+    """One row for each network."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--most-params", type=float, default=150e6, help="larger networks do not fit in float64")
+    parser.add_argument("names", nargs="*")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    names = asked.names or torchvision.models.list_models(module=torchvision.models)
+    print(f"prunecli {version('prunecli')}, torch {torch.__version__}, torchvision {torchvision.__version__}, seed 0")
+    print(f"| network | params left: {' | '.join(ZEROS)} | error float64 | error float32 | seconds |")
+    print(f"| --- |{' --- |' * (len(ZEROS) + 3)}")
+    for name in names:
+        if next(iter(torchvision.models.get_model_weights(name))).meta["num_params"] > asked.most_params:
+            print(f"| {name} | left out: more than {asked.most_params:.0f} parameters |", flush=True)
+            continue
+        started = time.perf_counter()
+        try:
+            left, wide, single = row(name)
+        except Exception as error:  # a failure is a row, not the end
+            print(f"| {name} | FAILED: {type(error).__name__}: {str(error)[:200]} |", flush=True)
+            continue
+        shares = " | ".join(f"{share:.1%}" for share in left)
+        print(f"| {name} | {shares} | {wide:.1e} | {single:.1e} | {time.perf_counter() - started:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Expand: a convolution computes only the channels that vary; the others are filled in with the constants they are.
+
+Where a stream keeps a channel because somebody else writes it, a convolution whose own filter for it is dead need
+not compute it. Its filters and those of the batch norm behind it go, and the last of the two puts the results back
+to their places among the constants. At any input size, in eval and in training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from prunecli.checkpoint.journal import Expansion, Journal
+from prunecli.graph.channels import Bools
+from prunecli.graph.copying import copied, like
+from prunecli.graph.tape import Example, Op, Tape, named_tensors, record
+from prunecli.surgery.apply import set_attributes
+from prunecli.surgery.constants import Fields, propagate
+from prunecli.surgery.fix import edits
+from prunecli.surgery.plan import kernel_width
+
+# Multiply-adds that take as long as moving one number through memory, and as starting three more kernels. With fixed
+# numbers `auto` expands only where it clearly saves time, and the same model always gives the same file.
+BALANCE = 32
+OVERHEAD = 3e6
+
+
+class Expanded(nn.Module):
+    """Mixed into the class of a layer whose output is filled up with constants.
+
+    Attributes:
+        expand_kept: (kept,) places of the computed channels.
+        expand_constant: (width,) the other channels' values, 0 at the computed ones.
+    """
+
+    expand_kept: Tensor
+    expand_constant: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, kept, ...) of the layer proper as (N, width, ...)."""
+        narrow = super().forward(x)
+        tail = [1] * (narrow.ndim - 2)
+        constant = self.expand_constant.to(narrow.dtype).reshape(1, -1, *tail)
+        wide = constant.repeat(narrow.shape[0], 1, *narrow.shape[2:])
+        return wide.index_copy_(1, self.expand_kept, narrow)
+
+
+@cache
+def expanded_class(kind: Any) -> type[nn.Module]:
+    """The class of a layer with `Expanded` mixed in."""
+    return type(f"Expanded{kind.__name__}", (Expanded, kind), {})
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A convolution, the layer that ends its chain, and what is known of the channels there."""
+
+    conv: str
+    tail: str
+    constant: Tensor  # (width,) float64, NaN where it varies
+    kept: tuple[int, ...]
+    saved: float  # multiply-adds
+    moved: float  # numbers that are written or read once more
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.conv, self.tail)))
+
+    @property
+    def pays(self) -> bool:
+        """Whether the saved work outweighs writing the wide output once more and reading the narrow one."""
+        return self.saved >= BALANCE * self.moved + OVERHEAD
+
+
+def expand(module: nn.Module, example: Example, mode: str) -> tuple[nn.Module, Journal]:
+    """A copy in which convolutions compute only what varies, and the journal of it.
+
+    Args:
+        module: stays as it is.
+        example: one input, for the tape only.
+        mode: ``always``, or ``auto`` for those where it pays.
+    """
+    tape = record(module, example)
+    fields = propagate(tape, dict(named_tensors(module)))
+    chosen = [c for c in _candidates(module, tape, fields) if mode == "always" or c.pays]
+    plan = {c.tail: Expansion(c.layers, c.kept, len(c.constant)) for c in chosen}
+    smaller = narrowed(copied(module), plan)
+    for candidate in chosen:
+        constant = candidate.constant.clone()
+        constant[list(candidate.kept)] = 0
+        tail = smaller.get_submodule(candidate.tail)
+        dtype = next(p.dtype for p in module.get_submodule(candidate.conv).parameters())
+        tail.expand_constant = constant.to(dtype)
+    attributes = edits(smaller)
+    set_attributes(smaller, attributes)
+    return smaller, Journal(attributes=attributes, expansions=plan)
+
+
+def narrowed(module: nn.Module, expansions: dict[str, Expansion]) -> nn.Module:
+    """Narrow the layers of a model of full width in place, with constants yet to be filled in."""
+    for tail, expansion in expansions.items():
+        for layer in (module.get_submodule(name) for name in expansion.layers):
+            for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+                if tensor.ndim:
+                    rows = tensor.detach().index_select(0, torch.tensor(expansion.kept, device=tensor.device))
+                    setattr(layer, name, like(tensor, rows))
+        holder = module.get_submodule(tail)
+        holder.__class__ = expanded_class(type(holder))  # type: ignore[arg-type]
+        holder.register_buffer("expand_kept", torch.tensor(expansion.kept), persistent=False)  # the journal has it
+        holder.register_buffer("expand_constant", torch.zeros(expansion.width))
+    return module
+
+
+def collapsed(module: nn.Module, journal: Journal) -> tuple[nn.Module, Journal]:
+    """The same model with all channels computed again: what `expand` did is undone, so that more can be cut."""
+    wide = copied(module)
+    for tail, expansion in journal.expansions.items():
+        holder = wide.get_submodule(tail)
+        constant = holder.expand_constant
+        assert isinstance(constant, Tensor)
+        del holder.expand_kept, holder.expand_constant
+        holder.__class__ = type(holder).__mro__[2]
+        for layer in (wide.get_submodule(name) for name in expansion.layers):
+            _widen(layer, expansion, constant if layer is holder else torch.zeros_like(constant))
+    attributes = edits(wide)
+    set_attributes(wide, attributes)
+    merged = {path: {**journal.attributes.get(path, {}), **values} for path, values in attributes.items()}
+    return wide, replace(journal, attributes={**journal.attributes, **merged}, expansions={})
+
+
+def _widen(layer: nn.Module, expansion: Expansion, constant: Tensor) -> None:
+    """Put rows back that give `constant` whatever comes in."""
+    is_norm = isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    neutral = {"running_var": torch.ones_like(constant)}
+    if is_norm and layer.bias is None:
+        neutral["running_mean"] = -constant * (1 + float(layer.eps)) ** 0.5
+    else:
+        neutral["bias"] = constant
+    for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
+        if tensor.ndim:
+            rows = tensor.new_zeros(expansion.width, *tensor.shape[1:])
+            if name in neutral:
+                rows.copy_(neutral[name])
+            rows[list(expansion.kept)] = tensor.detach()
+            setattr(layer, name, like(tensor, rows))
+
+
+def _candidates(module: nn.Module, tape: Tape, fields: Fields) -> Iterable[_Candidate]:
+    """Every plain convolution with dead channels behind it."""
+    readers: dict[int, list[Op]] = {}
+    for op in tape.ops:
+        for ref in op.refs():
+            readers.setdefault(ref.index, []).append(op)
+    last = {op.module: op for op in tape.ops}  # the op whose result a leaf returns
+    calls: dict[str, int] = {}
+    for op in tape.ops:
+        if op.name in ("aten.convolution", "aten.native_batch_norm"):
+            calls[op.module] = calls.get(op.module, 0) + 1
+    for op in tape.ops:
+        if not _computes_rows(op, module, last, calls):
+            continue
+        norm = _norm_behind(op, module, readers, last, calls)
+        constant = _constants(fields.get((norm or op).outputs[0]), tape.shapes[op.outputs[0]])
+        groups, filters = int(op.args[8]), tape.shapes[op.args[1].index]
+        kept = _kept(constant, groups)
+        if len(kept) < filters[0]:
+            batch, _, *size = tape.shapes[op.outputs[0]]
+            saved = batch * math.prod(size) * (filters[0] - len(kept)) * math.prod(filters[1:])
+            moved = batch * math.prod(size) * (filters[0] + len(kept))
+            yield _Candidate(op.module, (norm or op).module, constant, kept, saved, moved)
+
+
+def _computes_rows(op: Op, module: nn.Module, last: dict[str, Op], calls: dict[str, int]) -> bool:
+    """A convolution with a filter for each output channel, in a module of its own that is called once."""
+    if op.name != "aten.convolution" or last[op.module] is not op or calls[op.module] > 1 or op.args[6]:
+        return False
+    layer: Any = module.get_submodule(op.module)
+    plain = (
+        isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, Expanded) and not list(layer.children())
+    )
+    return plain and bool(int(op.args[8]) < layer.out_channels)
+
+
+def _norm_behind(
+    op: Op, module: nn.Module, readers: dict[int, list[Op]], last: dict[str, Op], calls: dict[str, int]
+) -> Op | None:
+    """The batch norm that alone reads the convolution, or None."""
+    found = readers.get(op.outputs[0], [])
+    if len(found) != 1 or found[0].name != "aten.native_batch_norm":
+        return None
+    norm = found[0]
+    layer = module.get_submodule(norm.module)
+    own = isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, Expanded)
+    return norm if own and last[norm.module] is norm and calls[norm.module] == 1 else None
+
+
+def _constants(field: Tensor | None, shape: tuple[int, ...]) -> Tensor:
+    """(width,) the value of each channel, NaN where it varies."""
+    width = shape[1]
+    if field is None or any(n > 1 for dim, n in enumerate(field.shape) if dim != 1):
+        return torch.full((width,), torch.nan, dtype=torch.float64)
+    return field.reshape(-1).expand(width)
+
+
+def _kept(constant: Tensor, groups: int) -> tuple[int, ...]:
+    """The channels that vary; every group of a grouped convolution keeps equally many, and at least one."""
+    varies: Bools = constant.isnan().reshape(groups, -1).numpy()
+    size = varies.shape[1]
+    most = max(1, int(varies.sum(1).max()))
+    most = most if groups == 1 else min(kernel_width(most), size)
+    rows = [np.sort(np.argsort(~row, kind="stable")[:most]) + number * size for number, row in enumerate(varies)]
+    return tuple(np.concatenate(rows).tolist())

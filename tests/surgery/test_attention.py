@@ -1,0 +1,179 @@
+"""Attention with fewer heads: torch's numbers where torch can, and cuts that equal the masked model everywhere."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunecli.graph.channels import Channels, trace
+from prunecli.graph.tape import Example
+from prunecli.model import Opening, open_model
+from prunecli.surgery.apply import cut, masked
+from prunecli.surgery.attention import FewerHeads, allow_fewer_heads
+from prunecli.surgery.fix import head_edits
+from prunecli.surgery.probe import halves, probe, survey
+from prunecli.surgery.verify import compare
+
+LENGTH, KEYS = 5, 7
+MASKS = {
+    "none": {},
+    "bool": {"attn_mask": torch.rand(LENGTH, KEYS) < 0.3},
+    "additive": {"attn_mask": torch.randn(LENGTH, KEYS, dtype=torch.float64)},
+    "by head": {"attn_mask": torch.rand(2 * 4, LENGTH, KEYS) < 0.3},
+    "padding": {"key_padding_mask": torch.tensor([[False] * 6 + [True], [False] * 4 + [True] * 3])},
+    "weights by head": {"average_attn_weights": False},
+    "no weights": {"need_weights": False},
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_at_full_width_it_is_torchs_attention(mask: str, batch_first: bool, bias: bool) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(16, 4, bias=bias, batch_first=batch_first).double().eval()
+    ours = copy.deepcopy(attention)
+    ours.__class__ = FewerHeads
+    query, keys = torch.randn(2, LENGTH, 16).double(), torch.randn(2, KEYS, 16).double()
+    if not batch_first:
+        query, keys = query.transpose(0, 1), keys.transpose(0, 1)
+    expected, found = (m(query, keys, keys, **MASKS[mask]) for m in (attention, ours))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_without_a_batch() -> None:
+    attention = nn.MultiheadAttention(16, 4).double().eval()
+    ours = copy.deepcopy(attention)
+    ours.__class__ = FewerHeads
+    query, keys = torch.randn(LENGTH, 16).double(), torch.randn(KEYS, 16).double()
+    torch.testing.assert_close(ours(query, keys, keys), attention(query, keys, keys))
+
+
+class Net(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.last(self.attention(y, y, y)[0])
+
+
+def surveyed(module: nn.Module, batch: int) -> tuple[Channels, Example]:
+    torch.manual_seed(0)
+    example = Example((torch.randn(batch, 6, 8, dtype=torch.float64),))
+    return survey(module, example), example
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_heads_go_as_a_whole(batch_first: bool, batch: int) -> None:
+    module = Net(batch_first).double().eval()
+    channels, example = surveyed(module, batch)
+    removed = halves(channels)
+    smaller, journal = cut(module, channels, removed)
+    assert (smaller.attention.num_heads, smaller.attention.head_dim) == (2, 4)
+    assert smaller.attention.in_proj_weight.shape[0] == 3 * 8
+    assert journal.attributes["attention"] == {"num_heads": 2}
+    assert compare(masked(module, channels, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
+
+
+def test_only_what_changed_gets_another_class() -> None:
+    net = nn.ModuleList([nn.MultiheadAttention(8, 2), nn.MultiheadAttention(8, 2, kdim=4)])
+    allow_fewer_heads(net)
+    assert [type(part) for part in net] == [nn.MultiheadAttention] * 2
+
+
+class Widths(nn.Module):
+    """Queries and keys get narrower; `scale` says what the scores are divided by."""
+
+    def __init__(self, scale: float | None) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.scale = scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (p(x).unflatten(-1, (2, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        return self.o(F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
+
+
+def live(channels: Channels, slot: str) -> bool:
+    group = next(g for g in channels.groups if slot in channels.member_names(g))
+    return not group.frozen
+
+
+def test_a_scale_that_follows_the_width_is_noticed() -> None:
+    example = Example((torch.randn(1, 6, 8),))
+    for scale, problem in ((0.5, None), (None, "a number follows the width")):
+        module = Widths(scale).eval()
+        channels = trace(module, example)
+        trouble = probe(module, example, channels, halves(channels))
+        assert (trouble is None) == (problem is None)
+        assert problem is None or trouble.reason.startswith(problem)
+
+
+class LiteralWidth(nn.Module):
+    """A head width as a number in the code: half the channels would make half the heads of what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (p(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for p in (self.q, self.k, self.v))
+        mixed = (q @ k.transpose(2, 3) * 0.5).softmax(-1) @ v
+        return self.o(mixed.transpose(1, 2).flatten(2))
+
+
+def test_other_heads_of_what_is_left_are_noticed() -> None:
+    module, example = LiteralWidth().eval(), Example((torch.randn(1, 6, 8),))
+    channels = trace(module, example)
+    trouble = probe(module, example, channels, halves(channels))
+    assert trouble is not None
+    assert trouble.reason.startswith("a dim that holds no channels changes its size")
+    whole = survey(module, example)
+    removed = halves(whole)
+    smaller, _ = cut(module, whole, removed)
+    assert smaller.q.out_features == 4  # one of two heads
+    assert compare(masked(module, whole, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
+
+
+def test_attributes_change_only_where_they_hold_the_old_size() -> None:
+    module = nn.Module()
+    module.num_heads, module.head_dim, module.all_head_size, module.hidden_size = 4, 8, 32, 64
+    module.n_heads = True
+    assert head_edits(module, (4, 8), (3, 8)) == {"num_heads": 3, "all_head_size": 24}
+    assert head_edits(module, (4, 8), (4, 6)) == {"head_dim": 6, "all_head_size": 24}
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")])
+def test_wrapped_models_are_unwrapped(wrap: object, tmp_path: Path) -> None:
+    path = tmp_path / "wrapped.pt"
+    torch.save(wrap(nn.Sequential(nn.Linear(4, 3))), path)  # type: ignore[operator]
+    model = open_model(str(path), Opening(trust=True, input_shape=(1, 4)))
+    assert type(model.module) is nn.Sequential
+
+
+class TwoInputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.last = nn.Conv2d(3, 8, 3), nn.Linear(5, 8), nn.Linear(8, 2)
+
+    def forward(self, image: torch.Tensor, *, code: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"out": self.last((self.left(image).mean((2, 3)) * self.right(code)).relu())}
+
+
+def test_several_inputs_by_place_and_by_name() -> None:
+    module = TwoInputs().double().eval()
+    example = Example((torch.randn(2, 3, 6, 6).double(),), {"code": torch.randn(2, 5).double()})
+    channels = survey(module, example)
+    removed = halves(channels)
+    smaller, _ = cut(module, channels, removed)
+    assert smaller.left.out_channels == smaller.right.out_features == 4
+    assert compare(masked(module, channels, removed), smaller, [example], torch.float64).max_rel_error < 1e-12

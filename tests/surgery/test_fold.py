@@ -1,0 +1,71 @@
+"""Folding batch norm: the same function in eval, one layer less, and nothing folded that others see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from randomise import randomise
+from torch import nn
+from torch.nn import functional as F
+
+from prunecli.arch.registry import build
+from prunecli.arch.spec import parse
+from prunecli.graph.tape import Example
+from prunecli.surgery.fold import drop, fold_batchnorm
+from prunecli.surgery.verify import compare, random_example
+
+
+def check(module: nn.Module, *shape: int) -> tuple[str, ...]:
+    module = randomise(module).double()
+    example = Example((torch.zeros(2, *shape, dtype=torch.float64),))
+    folded, journal = fold_batchnorm(module, example)
+    assert compare(module, folded, [random_example(example, 0)], torch.float64).max_rel_error < 1e-12
+    assert all(isinstance(folded.get_submodule(name), nn.Identity) for name in journal.folded)
+    return journal.folded
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), (4, 8, 8)),
+        (nn.Conv2d(4, 6, 3, groups=2), nn.BatchNorm2d(6, affine=False), (4, 8, 8)),
+        (nn.Conv1d(4, 6, 3, padding=1), nn.BatchNorm1d(6), (4, 8)),
+        (nn.Conv3d(4, 6, 3), nn.BatchNorm3d(6), (4, 5, 5, 5)),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), nn.BatchNorm2d(6), (4, 8, 8)),
+        (nn.ConvTranspose2d(4, 6, 3, bias=False), nn.BatchNorm2d(6), (4, 8, 8)),
+        (nn.Linear(4, 6), nn.BatchNorm1d(6), (4,)),
+        (nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6), (4,)),
+    ],
+)
+def test_every_kind_of_layer(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -> None:
+    assert check(nn.Sequential(layer, norm, nn.ReLU()), *shape) == ("1",)
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet20", "torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x1_0"])
+def test_every_norm_of_a_network_goes(name: str) -> None:
+    module = build(parse(name))
+    norms = [n for n, m in module.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert list(check(module, 3, 64, 64)) == sorted(norms)
+
+
+class Seen(nn.Module):
+    """The convolution's result is used beside the norm; another norm stands before its layer; one is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        self.seen, self.before, self.twice = (nn.BatchNorm2d(3) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        z = self.second(F.relu(self.before(y + self.seen(y))))
+        return self.twice(self.third(self.twice(z)))
+
+
+def test_nothing_is_folded_that_others_see() -> None:
+    assert check(Seen(), 3, 8, 8) == ()
+
+
+def test_only_batch_norms_are_dropped() -> None:
+    with pytest.raises(TypeError, match="is no batch norm"):
+        drop(nn.Sequential(nn.Conv2d(3, 3, 1)), ("0",))

@@ -1,0 +1,35 @@
+"""transformers: MLP width and attention heads can go, and what is left equals the masked model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from zoo.hugging_face import NETWORKS, network
+
+from prunecli.surgery.apply import cut, masked
+from prunecli.surgery.probe import halves, survey
+from prunecli.surgery.verify import compare
+
+# A name that says attention, and one that says MLP, in every network; a convnet has no attention.
+ATTENTION = ("attn", "attention")
+MLP = ("fc", "intermediate", "mlp", "DenseReluDense", "pwconv", "dense")
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_heads_and_mlp_can_be_pruned(name: str) -> None:
+    module, example = network(name)
+    module, example = module.double(), example.to(dtype=torch.float64)
+    channels = survey(module, example)
+    live = [" ".join(channels.member_names(g)) for g in channels.groups if not g.frozen]
+    assert any(word in names for names in live for word in MLP)
+    if name != "ConvNeXt":
+        assert any(word in names.lower() for names in live for word in ATTENTION)
+    removed = halves(channels)
+    smaller, _ = cut(module, channels, removed)
+    assert sum(p.numel() for p in smaller.parameters()) < 0.85 * sum(p.numel() for p in module.parameters())
+    assert compare(masked(module, channels, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
