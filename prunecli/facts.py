@@ -68,6 +68,7 @@ class AnalyzeFacts:
     accuracy: float | None
     groups: list[GroupFacts]
     layers: list[LayerFacts]
+    flops_by_op: dict[str, int] = field(default_factory=dict)
     unknown_ops: dict[str, int] = field(default_factory=dict)
     why: list[WhyFacts] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

@@ -145,9 +145,13 @@ def _model(
 
 def blank(spec: ArchSpec) -> nn.Module:
     """The architecture without storage for its parameters."""
-    with skeleton(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return build(spec)
+        try:
+            with skeleton():
+                return build(spec)
+        except ArchError:  # some constructors compute with what they have just made
+            return build(spec)
 
 
 def filled(spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, source: str) -> nn.Module:
@@ -267,11 +271,12 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
     if missing or unexpected or wrong:
         raise ArchError(_misfit(what, shapes, state, missing, unexpected, wrong), hint="check --arch")
     tied: dict[int, nn.Parameter | Tensor] = {}
+    given: set[int] = set()  # storages that a tensor of the model has become
     for name, old in own.items():
         owner, _, attribute = name.rpartition(".")
         holder = module.get_submodule(owner)
         if id(old) not in tied:
-            new = state[name].clone() if name in state else torch.zeros((), dtype=torch.long)
+            new = _own(state[name], given) if name in state else torch.zeros((), dtype=torch.long)
             tied[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         setattr(holder, attribute, tied[id(old)])
     for name in added:
@@ -283,6 +288,14 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
                 buffer.data = buffer.data.index_select(dim, torch.tensor(journal.kept[name, dim]))
     _check_attributes(module, journal, what)
     set_attributes(module, journal.attributes)
+
+
+def _own(tensor: Tensor, given: set[int]) -> Tensor:
+    """The tensor itself where it alone fills its storage, so that a large file is in memory once; else a copy."""
+    storage = tensor.untyped_storage()
+    alone = storage.nbytes() == tensor.numel() * tensor.element_size() and storage.data_ptr() not in given
+    given.add(storage.data_ptr())
+    return tensor if alone and tensor.is_contiguous() else tensor.clone()
 
 
 def _restructure(module: nn.Module, journal: Journal, what: str) -> None:

@@ -7,7 +7,7 @@ count by fvcore is the same number to the last FLOP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -179,11 +179,15 @@ class _Builder:
         return Polynomial(widths, coefficients, factors, tuple(m for _, _, m in self.terms))
 
 
-def flops(channels: Channels) -> Polynomial:
-    """FLOPs of one forward pass on the traced input."""
+# Ops whose FLOPs are multiply-adds of parameters or activations: what papers count.
+MULTIPLY_ADDS = frozenset({"aten.convolution", "aten.addmm", "aten.mm", "aten.bmm", "aten.baddbmm", "aten.linear"})
+
+
+def flops(channels: Channels, ops: Collection[str] = frozenset(FLOPS)) -> Polynomial:
+    """FLOPs of one forward pass on the traced input, of some kinds of ops or of all."""
     builder = _Builder(channels)
     for op in channels.tape.ops:
-        if op.name in FLOPS:
+        if op.name in FLOPS and op.name in ops:
             builder.add_op(op, FLOPS[op.name](op, channels))
     return builder.build()
 

@@ -16,21 +16,28 @@ from prunecli.graph.tape import Example
 
 
 def fvcore_flops(module: nn.Module, example: Example) -> int | None:
-    """FLOPs by fvcore (one multiply-add counts once), or None where fvcore cannot trace the model.
+    """FLOPs by fvcore (one multiply-add counts once), or None where fvcore cannot trace the model."""
+    counted = flops_by_op(module, example)
+    return None if counted is None else sum(counted.values())
 
-    Attention, which fvcore leaves out, is counted by handlers of our own.
+
+def flops_by_op(module: nn.Module, example: Example) -> dict[str, int] | None:
+    """FLOPs of each kind of op (conv, linear, batch_norm, ...) by fvcore, largest first; None where it cannot trace.
+
+    Attention, which fvcore leaves out, and every einsum of two operands are counted by handlers of our own.
     """
     with _quiet(), _in_eval(module):
         from fvcore.nn import FlopCountAnalysis
 
         try:
             analysis = FlopCountAnalysis(module, tuple(example.args))
-            analysis.set_op_handle("aten::scaled_dot_product_attention", _attention)
-            analysis.set_op_handle("aten::baddbmm", _baddbmm)
+            for name, handler in HANDLERS.items():
+                analysis.set_op_handle(name, handler)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            return int(analysis.total())
+            counted = analysis.by_operator()
         except Exception:  # whatever the tracer of TorchScript raises
             return None
+    return {name: int(n) for name, n in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])) if n}
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:
@@ -44,6 +51,21 @@ def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
     del outputs
     first, second = (tensor.type().sizes() for tensor in inputs[1:3])
     return int(math.prod(first) * second[-1])
+
+
+def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
+    """The product of all extents; fvcore knows some equations only, and keeps those of more operands."""
+    del outputs
+    equation = inputs[0].toIValue().replace(" ", "")
+    shapes = [node.type().sizes() for node in inputs[1].node().inputs()]
+    operands = equation.split("->")[0].split(",")
+    if len(shapes) != 2 or "..." in equation:
+        raise NotImplementedError(f"einsum {equation}")
+    extents = dict(zip("".join(operands), [n for shape in shapes for n in shape], strict=True))
+    return int(math.prod(extents.values()))
+
+
+HANDLERS = {"aten::scaled_dot_product_attention": _attention, "aten::baddbmm": _baddbmm, "aten::einsum": _einsum}
 
 
 @contextmanager

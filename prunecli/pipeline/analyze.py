@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.read import read
 from prunecli.cost.count import flops as count_flops
-from prunecli.cost.measure import fvcore_flops
+from prunecli.cost.measure import flops_by_op
 from prunecli.errors import ArchError, InputError
 from prunecli.facts import AnalyzeFacts, GroupFacts, LayerFacts, WhyFacts
 from prunecli.graph.channels import Channels, Group, trace
@@ -73,6 +73,7 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
     except ForwardError as error:
         notes.append(f"{error.problem}; input {'x'.join(map(str, model.input))}")
     params, nonzero, sparsity = count(dict(model.module.named_parameters()))
+    flops = None if channels is None else flops_by_op(model.module, model.example)
     return AnalyzeFacts(
         model=model.source,
         format=model.format,
@@ -81,11 +82,12 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
         params=params,
         nonzero=nonzero,
         sparsity=sparsity,
-        flops=None if channels is None else fvcore_flops(model.module, model.example),
+        flops=None if flops is None else sum(flops.values()),
         bytes=source_bytes(model),
         accuracy=measure_accuracy(model, data),
         groups=[] if channels is None else [group_facts(channels, g) for g in channels.groups],
         layers=_layers(model.module, channels),
+        flops_by_op=flops or {},
         unknown_ops={} if channels is None else channels.unknown,
         why=[] if why is None else _explain(model.module, channels, why),
         notes=notes,

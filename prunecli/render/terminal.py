@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Group as Stack
 from rich.console import RenderableType
@@ -51,7 +51,7 @@ def _totals(facts: AnalyzeFacts) -> Table:
         ("model", f"{facts.model} ({facts.format})"),
         ("architecture", f"{facts.arch or UNKNOWN}, input {shape}"),
         ("params", f"{human(facts.params)}, {percent(facts.sparsity)} zeros"),
-        ("FLOPs", _number(facts.flops)),
+        ("FLOPs", _number(facts.flops) + _parts(facts.flops_by_op)),
         ("size", _size(facts.bytes)),
     ]
     if facts.accuracy is not None:
@@ -59,6 +59,11 @@ def _totals(facts: AnalyzeFacts) -> Table:
     for name, value in rows:
         table.add_row(f"[bold]{name}[/]", escape(value))
     return table
+
+
+def _parts(counts: Mapping[str, int]) -> str:
+    """The kinds of ops that FLOPs belong to, in words."""
+    return f" ({', '.join(f'{name} {human(count)}' for name, count in counts.items())})" if len(counts) > 1 else ""
 
 
 def _layers(facts: AnalyzeFacts) -> Table:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
-from prunecli.cost.count import flops, params
-from prunecli.cost.measure import fvcore_flops
+from prunecli.cost.count import MULTIPLY_ADDS, flops, params
+from prunecli.cost.measure import flops_by_op, fvcore_flops
 from prunecli.graph.channels import trace
 from prunecli.graph.tape import Example
 from prunecli.surgery.apply import cut
@@ -49,3 +50,31 @@ def test_counting_leaves_the_mode_and_the_statistics() -> None:
     assert module.training
     assert not module.stem.training
     assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
+
+
+class Attended(nn.Module):
+    """A fused attention and an einsum, beside layers that fvcore knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x)).flatten(2).transpose(1, 2)
+        return torch.einsum("nlc,nmc->nlm", torch.nn.functional.scaled_dot_product_attention(y, y, y), y)
+
+
+def test_flops_are_told_apart_by_op() -> None:
+    counted = flops_by_op(Attended().eval(), Example((torch.zeros(2, 3, 4, 4),)))
+    assert counted == {
+        "scaled_dot_product_attention": 2 * 2 * 16 * 16 * 8,
+        "einsum": 2 * 16 * 16 * 8,
+        "conv": 2 * 3 * 8 * 16,
+        "batch_norm": 2 * 2 * 8 * 16,
+    }
+
+
+def test_multiply_adds_are_counted_apart() -> None:
+    channels = trace(Attended().eval(), Example((torch.zeros(2, 3, 4, 4),)))
+    kept = np.ones(channels.count, dtype=bool)
+    assert flops(channels, MULTIPLY_ADDS)(kept) == flops(channels)(kept) - 2 * 2 * 8 * 16

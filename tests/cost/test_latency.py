@@ -9,7 +9,7 @@ from torch import nn
 
 from prunecli.cost import latency
 from prunecli.cost.count import work
-from prunecli.cost.latency import _fit, _own_seconds, fitted, forward, preferred_multiple, turns
+from prunecli.cost.latency import _fit, _own_seconds, fitted, preferred_multiple, turns
 from prunecli.graph.channels import trace
 from prunecli.graph.tape import Example
 

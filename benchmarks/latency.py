@@ -1,0 +1,73 @@
+"""Measured against theoretical speed-up at half of the FLOPs: dense, masked and smaller model, turn by turn.
+
+python benchmarks/latency.py [--device cuda] [--seconds 10] [NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import prunecli
+from prunecli.cost.latency import forward, preferred_multiple, turns
+from prunecli.graph.channels import trace
+from prunecli.graph.copying import copied
+from prunecli.graph.tape import Example
+from prunecli.model import open_model
+from prunecli.recipe.load import validate
+from prunecli.surgery.apply import masked
+
+SETTINGS = [(1, "global"), (8, "global"), ("auto", "global"), ("auto", "uniform")]
+
+
+def main() -> None:
+    """One row for each network, batch size, rounding and way to share the budget."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--flops", type=float, default=0.5)
+    parser.add_argument("names", nargs="*", default=["resnet50", "mobilenet_v2"])
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    device = torch.device(asked.device)
+    print(f"prunecli {version('prunecli')}, torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
+    print(f"round_to auto is {preferred_multiple(asked.device)} here")
+    print(
+        "| network | batch | round_to | per_layer | FLOPs left | dense ms | masked ms | smaller ms "
+        "| speed-up | of theory |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for name in asked.names:
+        source = f"torchvision:{name}"
+        for multiple, share in SETTINGS:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "half.safetensors"
+                budget = {"flops": asked.flops, "per_layer": share, "device": asked.device}
+                fields = {"version": 1, "method": {"name": "magnitude"}, "budget": budget}
+                facts = prunecli.prune(validate({**fields, "strip": {"round_to": multiple}}), source, path)
+                smaller = open_model(str(path)).module.to(device)
+            dense = open_model(source)
+            channels = trace(dense.module, dense.example)
+            every_second = np.zeros(channels.count, dtype=np.bool_)
+            for group in channels.groups:
+                every_second[group.channels[1::2]] = not group.frozen
+            twin = masked(dense.module, channels, every_second).to(device)  # zeros cost as much as numbers
+            whole = copied(dense.module).to(device)
+            left = (facts.after.flops or 0) / (facts.before.flops or 1)
+            for batch in (1, 16):
+                example = Example((torch.randn(batch, 3, 224, 224, device=device),))
+                seconds = turns([forward(m, example) for m in (whole, twin, smaller)], device, asked.seconds)
+                gain = float(np.median(seconds[:, 0] / seconds[:, 2]))
+                times = " | ".join(f"{1e3 * t:.1f}" for t in np.median(seconds, axis=0))
+                head = f"| {name} | {batch} | {multiple} | {share} | {left:.1%}"
+                print(f"{head} | {times} | {gain:.2f} | {gain * left:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
