@@ -13,7 +13,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from prunecli.graph.labels import Book, Freeze, Label, Labels, Pad, Read, Split
+from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read, Split
 from prunecli.graph.rules import NOT_A_CHANNEL, Call, apply
 from prunecli.graph.tape import Example, Tape, named_tensors, record
 
@@ -54,6 +54,7 @@ class Channels:
         blocks: arrays (rows, n) of channels; each row must keep equally many.
         filters: those that are the groups of a convolution.
         splits: views that make heads and their width of one channel dim.
+        mixed: ops whose statistics run over channels that may go.
     """
 
     tape: Tape
@@ -66,6 +67,7 @@ class Channels:
     blocks: tuple[Ints, ...]
     filters: tuple[Ints, ...]
     splits: tuple[Split, ...]
+    mixed: tuple[Mixed, ...]
     reads: tuple[Read, ...]
     pads: tuple[Pad, ...]
     unknown: dict[str, int] = field(default_factory=dict)
@@ -151,19 +153,26 @@ def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> 
     return known
 
 
-def trace(module: nn.Module, example: Example, whole: Mapping[str, frozenset[int]] | None = None) -> Channels:
+def trace(
+    module: nn.Module,
+    example: Example,
+    whole: Mapping[str, frozenset[int]] | None = None,
+    *,
+    through_norms: bool = False,
+) -> Channels:
     """Find the channels of a model. The model is not changed and not run on its own device.
 
+    With `through_norms`, channels may go that a layer norm or a mean runs over.
     In the modules named in `whole`, attention heads go as a whole (see `Book`); elsewhere every head gets narrower.
 
     Where the forward pass in eval mode leaves parameters unused (auxiliary heads), a pass in training mode
     adds its ties, so that the cut model can still be trained.
     """
     tape = record(module, example)
-    book = Book(whole=whole or {})
+    book = Book(whole=whole or {}, through_norms=through_norms)
     slots = label_parameters(module, book)
     labels = walk(tape, slots, book)
-    reads, pads = tuple(book.reads), tuple(book.pads)
+    reads, pads, mixed = tuple(book.reads), tuple(book.pads), tuple(book.mixed)
     used = tape.used_params()
     if any(name not in used for name, _ in slots):
         used |= _train_pass(module, example, slots, book)
@@ -171,7 +180,7 @@ def trace(module: nn.Module, example: Example, whole: Mapping[str, frozenset[int
     for (name, _), ids in slots.items():
         if name not in used:
             book.freeze((Label(ids, 0),), "not used in the forward pass")
-    return connect(tape, slots, labels, book, reads, pads)
+    return replace(connect(tape, slots, labels, book, reads, pads), mixed=mixed)
 
 
 def _freeze_unmanaged_pads(module: nn.Module, book: Book) -> None:
@@ -220,7 +229,7 @@ def connect(
     )
     return Channels(
         tape, labels, channel_of, frozen, reasons, placed, _group(placed, frozen, reasons),
-        tuple(blocks.values()), tuple(filters.values()), tuple(book.splits), reads, pads, dict(book.unknown),
+        tuple(blocks.values()), tuple(filters.values()), tuple(book.splits), (), reads, pads, dict(book.unknown),
     )  # fmt: skip
 
 

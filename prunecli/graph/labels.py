@@ -87,9 +87,19 @@ class Split:
     ids: Tensor
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """An op that takes a statistic over channels: of those that stay, once some are cut. `label` is along its input."""
+
+    op: int
+    label: Label
+
+
 @dataclass
 class Book:
     """What the rules find out while they walk the tape.
+
+    `through_norms` lets channels go that a layer norm or a mean runs over.
 
     `whole` names modules in which attention heads go as a whole, with the numbers of heads that a view there may
     split off (any, where none is given); elsewhere every head gets narrower.
@@ -101,6 +111,8 @@ class Book:
     blocks: list[Tensor] = field(default_factory=list)  # (rows, channels): equally many kept in each row
     filters: list[Tensor] = field(default_factory=list)  # those of the blocks that are groups of a convolution
     whole: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    through_norms: bool = False
+    mixed: list[Mixed] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     pads: list[Pad] = field(default_factory=list)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunecli.graph.labels import Book, Label, Labels, Pad, Read, Split, compact, transport
+from prunecli.graph.labels import Book, Label, Labels, Mixed, Pad, Read, Split, compact, transport
 from prunecli.graph.tape import Op, Ref, Tape, flatten
 
 NOT_A_CHANNEL = "not a channel dim"  # kernel and position dims
@@ -288,12 +288,27 @@ def mixing(call: Call, book: Book) -> list[Labels]:
     else:
         mixed = _dims(first, len(shape))
     labels = call.labels(0)
+    if book.through_norms and call.op.name == "aten.native_layer_norm" and len(call.op.args[1]) == 1:
+        return [_through_norm(call, book, labels), *(() for _ in call.op.outputs[1:])]
     for label in labels:
         if label.axis in mixed:
             book.freeze((label,), f"every channel influences the others at {call.op.where}")
     for position in range(1, len(call.op.args)):
         book.freeze(call.labels(position), f"belongs to the normalisation {call.op.where}")
     return [labels, *(() for _ in call.op.outputs[1:])]
+
+
+def _through_norm(call: Call, book: Book, labels: Labels) -> Labels:
+    """A layer norm over the last dim: scale and shift follow the channels, statistics are of those that stay."""
+    last = len(call.out_shapes[0]) - 1
+    affine = [label.lifted(last + 1) for position in (2, 3) for label in call.labels(position)]
+    along = [book.align(label) for label in labels if label.axis == last]
+    if not along:
+        book.freeze(tuple(affine), f"belongs to the normalisation {call.op.where}")
+        return labels
+    book.mixed.append(Mixed(call.op.index, along[0]))
+    merged = book.merge([*along, *affine], f"two widths meet at {call.op.where}")
+    return (*(label for label in labels if label.axis != last), *merged)
 
 
 def reduction(call: Call, book: Book) -> list[Labels]:
@@ -309,7 +324,9 @@ def reduction(call: Call, book: Book) -> list[Labels]:
     keepdim = bool(values.get("keepdim", False))
     passed = []
     for label in call.labels(0):
-        if label.axis in reduced or any(d in reduced for d in label.index_dims):
+        if book.through_norms and label.axis in reduced and not label.index_dims:
+            book.mixed.append(Mixed(call.op.index, label))
+        elif label.axis in reduced or any(d in reduced for d in label.index_dims):
             book.freeze((label,), f"summed up at {call.op.where}")
         elif keepdim:
             passed.append(label)

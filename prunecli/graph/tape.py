@@ -60,6 +60,7 @@ class Op:
     func: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    tensors: tuple[Ref, ...]
     outputs: tuple[int, ...]
     clobbers: tuple[int, ...]
     module: str
@@ -75,9 +76,9 @@ class Op:
         """For messages: module path, op and source line."""
         return f"{self.name} in {self.module or 'the model'}, {self.source}"
 
-    def refs(self) -> list[Ref]:
+    def refs(self) -> tuple[Ref, ...]:
         """Every tensor argument, in order."""
-        return [r for r in flatten((self.args, dict(self.kwargs))) if isinstance(r, Ref)]
+        return self.tensors
 
 
 @dataclass
@@ -193,23 +194,25 @@ def _record(module: nn.Module, example: Example, train: bool) -> Tape:
     recorder.tape.inputs = tuple(
         recorder.value_of(t) for t in flatten((example.args, dict(example.kwargs))) if isinstance(t, Tensor)
     )
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # fused paths hide heads and FLOPs
     try:
-        with (
-            torch.no_grad(),
-            torch.random.fork_rng(devices=[]),
-            sdpa_kernel(SDPBackend.MATH),
-            recorder.follow_modules(),
-            recorder,
-        ):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused(), recorder.follow_modules(), recorder:
             output = module(*example.args, **example.kwargs)
     except Exception as error:  # the user's forward may raise anything
         raise ForwardError(error, recorder.failed) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
     recorder.tape.outputs = tuple(recorder.value_of(t) for t in output_tensors(output))
     return recorder.tape
+
+
+@contextlib.contextmanager
+def unfused() -> Iterator[None]:
+    """Attention as the matrix products that it is: fused paths hide heads and FLOPs."""
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 class _Recorder(TorchDispatchMode):
@@ -258,7 +261,12 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        to_ref: Callable[[Tensor], Ref] = lambda t: Ref(self.value_of(t))  # noqa: E731
+        refs: list[Ref] = []
+
+        def to_ref(tensor: Tensor) -> Ref:
+            refs.append(Ref(self.value_of(tensor)))
+            return refs[-1]
+
         ref_args, ref_kwargs = _map_tensors(tuple(args), to_ref), _map_tensors(dict(kwargs), to_ref)
         result = None if kwargs else shortcut(packet_name(func), args)
         if result is None:
@@ -267,7 +275,7 @@ class _Recorder(TorchDispatchMode):
         outputs = tuple(self.value_of(t) for t in output_tensors(result))
         module = self._stack[-1] if self._stack else ""
         self.tape.ops.append(
-            Op(len(self.tape.ops), func, ref_args, ref_kwargs, outputs, clobbers, module, _source_line())
+            Op(len(self.tape.ops), func, ref_args, ref_kwargs, tuple(refs), outputs, clobbers, module, _source_line())
         )
         return result
 

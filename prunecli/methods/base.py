@@ -29,12 +29,16 @@ class Method(Closed):
         name: the key in the table.
         structure: what goes: whole channels, single weights, or nothing but what is zero already.
         exclude: modules that stay whole: a name (with all below it), a glob, or ``re:PATTERN``.
+        min_channels: what every layer keeps at least.
+        through_norms: channels may go that a layer norm or a mean runs over (the embedding of a transformer); its
+            statistics are then those of the channels that stay, and so they are in the model that is compared with.
     """
 
     name: str
     structure: Structure = "channel"
     exclude: list[str] = Field(default=[])
     min_channels: int = Field(1, ge=1)
+    through_norms: bool = False
 
     @field_validator("exclude")
     @classmethod

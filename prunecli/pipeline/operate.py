@@ -190,7 +190,8 @@ def _zero_least(weights: dict[str, Tensor], scores: dict[str, Tensor], count: in
 def _channels(case: _Case) -> Operated:
     """Strip first, then remove the channels of least score until the budget is met."""
     stripped, free = case.strip(case.module)
-    channels = survey(stripped.module, case.example, case.exclude)
+    through = case.method.through_norms
+    channels = survey(stripped.module, case.example, case.exclude, through_norms=through)
     if all(group.frozen for group in channels.groups):
         raise InputError(
             "no prunable channel: every group is frozen", hint="prunecli analyze --why LAYER tells the reason"

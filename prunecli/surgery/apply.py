@@ -15,6 +15,7 @@ from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import named_tensors
 from prunecli.surgery.attention import allow_fewer_heads
 from prunecli.surgery.fix import Edits, edits, head_edits
+from prunecli.surgery.select import selecting
 
 
 def cut(
@@ -118,6 +119,7 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
 
     Zeroing the readers' weights is exact whatever batch norm, bias or activation lies between.
     Where two activations are multiplied (attention scores), the writers are zeroed instead.
+    Statistics over channels are taken over those that stay.
     """
     twin = copied(module)
     tensors = dict(named_tensors(twin))
@@ -133,4 +135,4 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
         rows = [i for i, channel in enumerate(slot.channels.tolist()) if channel in ignored.get(slot.name, ())]
         if rows:
             tensors[slot.name].data.index_fill_(slot.dim, torch.tensor(rows), 0)
-    return twin
+    return selecting(twin, channels, removed)

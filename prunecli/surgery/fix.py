@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -36,6 +37,12 @@ def _batch_norm(module: nn.Module) -> Edits:
         (t for t in (getattr(module, "running_mean", None), getattr(module, "weight", None)) if t is not None), None
     )
     return {} if vector is None else {"num_features": vector.shape[0]}
+
+
+def _layer_norm(module: nn.Module) -> Edits:
+    """One dim only; over several nothing is ever cut."""
+    weight = module.weight
+    return {"normalized_shape": [len(weight)]} if isinstance(weight, Tensor) and weight.ndim == 1 else {}
 
 
 def _embedding(module: nn.Module) -> Edits:
@@ -74,6 +81,7 @@ FIXES: dict[type[nn.Module], Callable[[nn.Module], Edits]] = {
     nn.modules.conv._ConvNd: _conv,
     nn.Linear: _linear,
     nn.modules.batchnorm._NormBase: _batch_norm,
+    nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
     nn.RNNBase: _recurrent,
@@ -109,6 +117,10 @@ def head_edits(module: nn.Module, before: tuple[int, int], after: tuple[int, int
     return {n: new for n, (old, new) in changes.items() if type(own.get(n)) is int and own[n] == old != new}
 
 
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
 def edits(module: nn.Module) -> dict[str, Edits]:
     """Attributes that no longer fit the tensors, for every submodule: {path: {attribute: value}}."""
     found: dict[str, Edits] = {}
@@ -116,7 +128,7 @@ def edits(module: nn.Module) -> dict[str, Edits]:
         fixes = [fix for kind, fix in FIXES.items() if isinstance(submodule, kind)]
         named = FIXES_BY_NAME.get(f"{type(submodule).__module__}.{type(submodule).__qualname__}")
         for fix in [*fixes, *([named] if named else [])]:
-            changed = {k: v for k, v in fix(submodule).items() if getattr(submodule, k, v) != v}
+            changed = {k: v for k, v in fix(submodule).items() if _plain(getattr(submodule, k, v)) != v}
             if changed:
                 found.setdefault(path, {}).update(changed)
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ def probe(module: nn.Module, example: Example, channels: Channels, removed: Bool
         return Trouble(f"the outputs change their shape from {shapes[0]} to {shapes[1]}")
     if (change := _changed(channels, tape)) and not channels.tape.needs_data:
         return change
-    book = Book(next_id=channels.count)
+    book = Book(next_id=channels.count, through_norms=bool(channels.mixed))
     slots = {(slot.name, slot.dim): torch.from_numpy(slot.channels[~removed[slot.channels]]) for slot in channels.slots}
     walk(tape, {k: ids for k, ids in slots.items() if len(ids) > 1}, book)
     merged = components(book.next_id, book.ties)[: channels.count]
@@ -80,7 +80,13 @@ def _numbers(op: Op) -> list[float]:
     return [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
 
 
-def survey(module: nn.Module, example: Example, restrict: Restrict = lambda channels: channels) -> Channels:
+def survey(
+    module: nn.Module,
+    example: Example,
+    restrict: Restrict = lambda channels: channels,
+    *,
+    through_norms: bool = False,
+) -> Channels:
     """The channels of a model, with what breaks it frozen.
 
     Attention whose heads cannot get narrower is tried again with heads that go as a whole.
@@ -89,8 +95,13 @@ def survey(module: nn.Module, example: Example, restrict: Restrict = lambda chan
         module: stays as it is.
         example: one input.
         restrict: freezes groups that must stay whole.
+        through_norms: let channels go that a layer norm or a mean runs over.
     """
-    channels = settle(module, example, restrict(trace(module, example)))
+
+    def find(whole: Mapping[str, frozenset[int]]) -> Channels:
+        return settle(module, example, restrict(trace(module, example, whole, through_norms=through_norms)))
+
+    channels = find({})
     stuck = {
         s.module: head_numbers(module.get_submodule(s.module))
         for s in channels.splits
@@ -98,7 +109,7 @@ def survey(module: nn.Module, example: Example, restrict: Restrict = lambda chan
     }
     if not stuck:
         return channels
-    again = settle(module, example, restrict(trace(module, example, stuck)))
+    again = find(stuck)
     return again if _free(again) > _free(channels) else channels
 
 

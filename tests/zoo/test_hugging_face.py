@@ -33,3 +33,15 @@ def test_heads_and_mlp_can_be_pruned(name: str) -> None:
     smaller, _ = cut(module, channels, removed)
     assert sum(p.numel() for p in smaller.parameters()) < 0.85 * sum(p.numel() for p in module.parameters())
     assert compare(masked(module, channels, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_embeddings_can_be_sliced_where_asked(name: str) -> None:
+    module, example = network(name)
+    module, example = module.double(), example.to(dtype=torch.float64)
+    channels = survey(module, example, through_norms=True)
+    removed = halves(channels)
+    smaller, _ = cut(module, channels, removed)
+    assert compare(masked(module, channels, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
