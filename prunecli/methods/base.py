@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
@@ -18,8 +19,37 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from prunecli.graph.channels import Channels
+    from prunecli.graph.tape import Example
 
 Structure = Literal["channel", "weight", "none"]
+Batches = Callable[[int], "Iterator[tuple[Tensor, Tensor]]"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a method may look at.
+
+    Attributes:
+        module: in eval mode; stays as it is.
+        example: one input.
+        seed: of everything random.
+        batches: so many training images with their labels, in batches; None where no data is given.
+    """
+
+    module: nn.Module
+    example: Example
+    seed: int
+    batches: Batches | None = None
+
+    def images(self, count: int, method: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches.
+
+        Raises:
+            InputError: no data is given.
+        """
+        if self.batches is None:
+            raise InputError(f"{method} looks at images, but no data is given", hint="data: in the recipe, or --data")
+        return self.batches(count)
 
 
 class Method(Closed):
@@ -60,11 +90,11 @@ class Method(Closed):
             "none": (),
         }[self.structure]
 
-    def channel_scores(self, module: nn.Module, channels: Channels, seed: int) -> NDArray[np.float64]:
+    def channel_scores(self, evidence: Evidence, channels: Channels) -> NDArray[np.float64]:
         """(channels,) how much each channel matters; comparable between groups."""
         raise NotImplementedError(f"{self.name} scores no channels")
 
-    def weight_scores(self, weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    def weight_scores(self, evidence: Evidence, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """For each weight tensor a score of its shape; comparable between tensors."""
         raise NotImplementedError(f"{self.name} scores no weights")
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from prunecli.methods.base import Method
+from prunecli.methods.base import Evidence, Method
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from prunecli.graph.channels import Channels
 
@@ -20,15 +20,15 @@ class Random(Method):
     name: Literal["random"]
     structure: Literal["channel", "weight"] = "channel"
 
-    def channel_scores(self, module: nn.Module, channels: Channels, seed: int) -> NDArray[np.float64]:
+    def channel_scores(self, evidence: Evidence, channels: Channels) -> NDArray[np.float64]:
         """Uniform in [0, 1)."""
         import numpy as np
 
-        return np.random.default_rng(seed).random(channels.count)
+        return np.random.default_rng(evidence.seed).random(channels.count)
 
-    def weight_scores(self, weights: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+    def weight_scores(self, evidence: Evidence, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Uniform in [0, 1)."""
         import torch
 
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(evidence.seed)
         return {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}

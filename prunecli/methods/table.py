@@ -16,6 +16,14 @@ _BUILTIN = {
     "none": "prunecli.methods.none:Nothing",
     "magnitude": "prunecli.methods.magnitude:Magnitude",
     "random": "prunecli.methods.random:Random",
+    "batchnorm": "prunecli.methods.batchnorm:BatchNormScale",
+    "fpgm": "prunecli.methods.fpgm:GeometricMedian",
+    "taylor": "prunecli.methods.taylor:Taylor",
+    "fisher": "prunecli.methods.fisher:Fisher",
+    "snip": "prunecli.methods.snip:Snip",
+    "synflow": "prunecli.methods.synflow:SynFlow",
+    "wanda": "prunecli.methods.wanda:Wanda",
+    "nm": "prunecli.methods.nm:NofM",
 }
 
 

@@ -8,8 +8,9 @@ channel   strip, then the channels of least score go until the budget is met
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.channels import Bools, Channels, written
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, ForwardError, record
-from prunecli.methods.base import Method, select
+from prunecli.methods.base import Evidence, Method, select
 from prunecli.model import Model
 from prunecli.pipeline.evaluation import real_example
 from prunecli.pipeline.limits import Limit, Solution, Stage, confirmed, limit_for
@@ -84,7 +85,7 @@ def operate(
     tests = [random_example(example, recipe.seed)]
     if data is not None:
         tests.append(real_example(opened, data))
-    case = _Case(opened, reference or opened, wide, example, tests, recipe, method, progress)
+    case = _Case(opened, reference or opened, wide, example, tests, recipe, method, progress, data)
     result = OPERATIONS[method.structure](case)
     for finish in FINISHES if progress == 1 else ():
         result = finish(case, result)
@@ -103,6 +104,7 @@ class _Case:
     recipe: Recipe
     method: Method
     progress: float
+    data: Data | None
 
     @property
     def budget(self) -> Budget:
@@ -114,6 +116,11 @@ class _Case:
     def dtype(self) -> torch.dtype:
         """In which equality is shown."""
         return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float64)
+
+    def evidence(self, module: nn.Module) -> Evidence:
+        """What the method may look at, with the model as it is now."""
+        batches = None if self.data is None else partial(_batches, self.data, self.dtype, self.recipe.seed)
+        return Evidence(module, self.example, self.recipe.seed, batches)
 
     def exclude(self, channels: Channels) -> Channels:
         """Freeze every group that a chosen module writes."""
@@ -142,8 +149,8 @@ def _weights(case: _Case) -> Operated:
     chosen = _prunable(case.module, case.method)
     total = sum(weight.numel() for weight in _prunable(case.reference.module, case.method).values())
     gone = total - sum(weight.numel() for weight in chosen.values())
-    scores = _shared_out(case, chosen, case.method.weight_scores(chosen, case.recipe.seed))
-    if case.budget.unit == "layers":
+    scores = _shared_out(case, chosen, case.method.weight_scores(case.evidence(case.module), chosen))
+    if case.recipe.budget is None or case.budget.unit == "layers":
         count = sum(int((score < 1).sum()) for score in scores.values())
         asked = (gone + count) / total
     else:
@@ -156,12 +163,21 @@ def _weights(case: _Case) -> Operated:
 
 def _shared_out(case: _Case, weights: dict[str, Tensor], scores: dict[str, Tensor]) -> dict[str, Tensor]:
     """Scores as `budget.per_layer` says."""
-    if case.budget.per_layer == "global":
+    if case.recipe.budget is None or case.budget.per_layer == "global":
         return scores
     flat = {name: score.double().flatten().numpy() for name, score in scores.items()}
     layers = {name: {name.removesuffix(".weight"): tuple(weight.shape)} for name, weight in weights.items()}
     given = allocate(case.budget.per_layer, flat, layers)
     return {name: torch.from_numpy(given[name]).reshape(weights[name].shape) for name in given}
+
+
+def _batches(data: Data, dtype: torch.dtype, seed: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many training images, drawn by the seed, with their labels, in batches of 64."""
+    labels = data.train.labels
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = list(order.split(64))
+    for indices, images in zip(chosen, data.train.batches(chosen), strict=True):
+        yield images.to(dtype), labels[indices]
 
 
 def _prunable(module: nn.Module, method: Method) -> dict[str, Tensor]:
@@ -223,7 +239,7 @@ def _choose(case: _Case, module: nn.Module, channels: Channels, limit: Limit) ->
 
 def _allocated(case: _Case, module: nn.Module, channels: Channels) -> Floats:
     """Scores as `budget.per_layer` says, by channel group."""
-    scores = case.method.channel_scores(module, channels, case.recipe.seed)
+    scores = case.method.channel_scores(case.evidence(module), channels)
     if case.budget.per_layer == "global":
         return scores
     live = {group.name: group for group in channels.groups if not group.frozen}
