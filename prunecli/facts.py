@@ -107,7 +107,10 @@ class CutFacts:
 
 @dataclass(frozen=True)
 class PruneFacts:
-    """The result of `prunecli prune`. `pruned` is the model before training won accuracy back, where it was trained."""
+    """The result of `prunecli prune`.
+
+    `pruned` is the model before recovery and training won accuracy back, `recovered` that before training.
+    """
 
     model: str
     arch: str | None
@@ -122,6 +125,7 @@ class PruneFacts:
     seconds: float
     cuts: list[CutFacts] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    recovered: Figures | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor
 
 from prunecli.errors import DataError
 from prunecli.graph.tape import Example
@@ -37,6 +40,20 @@ def real_example(model: Model, data: Data, count: int = 8) -> Example:
     """A batch of real test images."""
     indices = torch.arange(min(count, len(data.test.labels)))
     return Example((next(iter(data.test.batches([indices]))).to(model.dtype),))
+
+
+def labelled(data: Data, dtype: torch.dtype, seed: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many training images, drawn by the seed, with their labels, in batches of 64."""
+    labels = data.train.labels
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = list(order.split(64))
+    for indices, images in zip(chosen, data.train.batches(chosen), strict=True):
+        yield images.to(dtype), labels[indices]
+
+
+def pictures_of(data: Data, dtype: torch.dtype, seed: int, count: int) -> Iterator[Tensor]:
+    """The same images without their labels."""
+    return (images for images, _ in labelled(data, dtype, seed, count))
 
 
 def evaluated(data: str | None, before: float | None, after: float | None) -> dict[str, str | float | None]:

@@ -8,7 +8,7 @@ channel   strip, then the channels of least score go until the budget is met
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,7 +27,7 @@ from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.methods.base import Evidence, Method, select
 from prunecli.model import Model
-from prunecli.pipeline.evaluation import real_example
+from prunecli.pipeline.evaluation import labelled, real_example
 from prunecli.pipeline.limits import Limit, Solution, Stage, confirmed, limit_for
 from prunecli.recipe.schema import Budget, Recipe
 from prunecli.surgery.apply import cut, masked
@@ -119,7 +119,7 @@ class _Case:
 
     def evidence(self, module: nn.Module) -> Evidence:
         """What the method may look at, with the model as it is now."""
-        batches = None if self.data is None else partial(_batches, self.data, self.dtype, self.recipe.seed)
+        batches = None if self.data is None else partial(labelled, self.data, self.dtype, self.recipe.seed)
         return Evidence(module, self.example, self.recipe.seed, batches)
 
     def exclude(self, channels: Channels) -> Channels:
@@ -169,15 +169,6 @@ def _shared_out(case: _Case, weights: dict[str, Tensor], scores: dict[str, Tenso
     layers = {name: {name.removesuffix(".weight"): tuple(weight.shape)} for name, weight in weights.items()}
     given = allocate(case.budget.per_layer, flat, layers)
     return {name: torch.from_numpy(given[name]).reshape(weights[name].shape) for name in given}
-
-
-def _batches(data: Data, dtype: torch.dtype, seed: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many training images, drawn by the seed, with their labels, in batches of 64."""
-    labels = data.train.labels
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
-    chosen = list(order.split(64))
-    for indices, images in zip(chosen, data.train.batches(chosen), strict=True):
-        yield images.to(dtype), labels[indices]
 
 
 def _prunable(module: nn.Module, method: Method) -> dict[str, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -15,11 +16,12 @@ from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts
 from prunecli.methods.base import Method
 from prunecli.model import DEFAULT, Model, Opening, open_model
 from prunecli.pipeline.container import Provenance, save
-from prunecli.pipeline.evaluation import data_for, evaluated
+from prunecli.pipeline.evaluation import data_for, evaluated, pictures_of
 from prunecli.pipeline.figures import figures, source_bytes, tensor_bytes
 from prunecli.pipeline.operate import Operated, operate, restore_dtypes
 from prunecli.recipe.schema import Recipe, Train
 from prunecli.surgery.expand import collapsed
+from prunecli.surgery.recover import recalibrate, refit
 from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loop import KeepZeros, Report, Trainer, ignore
@@ -58,7 +60,8 @@ def prune(
     if _trains(recipe) and images is None:
         raise InputError("the recipe trains, but no data is given", hint="data: in the recipe, or --data")
     before = figures(opened, opened.module, source_bytes(opened), _accuracy(opened.module, images))
-    result, final, pruned = _steps(opened, recipe, method, images, report if output is not None else None)
+    way = _steps(opened, recipe, method, images, report if output is not None else None)
+    result, final = way.done, way.model
     _insist_on_change(result, before, opened)
     after = _figures(final, images)
     if output is not None:
@@ -70,7 +73,7 @@ def prune(
         arch=None if opened.arch is None else str(opened.arch),
         method=method.name,
         before=before,
-        pruned=pruned,
+        pruned=way.pruned,
         after=after,
         removed_channels=result.removed,
         verified=result.verified,
@@ -79,6 +82,7 @@ def prune(
         seconds=round(time.monotonic() - started, 3),
         cuts=_cuts(opened, final),
         notes=[*opened.notes, *_disagreement(result.budget, before, after)],
+        recovered=way.recovered,
     )
 
 
@@ -98,26 +102,44 @@ def _collapsed(model: Model) -> Model:
     return replace(model, module=module, journal=journal)
 
 
-def _steps(
-    opened: Model, recipe: Recipe, method: Method, images: Data | None, report: Report | None
-) -> tuple[Operated, Model, Figures | None]:
-    """Cut, then train, once or as often as the budget says.
+@dataclass(frozen=True)
+class _Way:
+    """All cuts as one, the model, and its figures on the way there, where anything won accuracy back."""
 
-    Returns:
-        All cuts as one, the model, and its figures before the last training (None where nothing was trained).
-    """
-    current, pruned = _collapsed(opened), None
-    whole = Operated(current.module, Journal(), None, -opened.journal.filled_in)
+    done: Operated
+    model: Model
+    pruned: Figures | None = None
+    recovered: Figures | None = None
+
+
+def _steps(opened: Model, recipe: Recipe, method: Method, images: Data | None, report: Report | None) -> _Way:
+    """Cut, recover, train, once or as often as the budget says; without a `report` nothing is trained."""
+    current = _collapsed(opened)
+    way = _Way(Operated(current.module, Journal(), None, -opened.journal.filled_in), current)
     progress = [1.0] if recipe.budget is None else recipe.budget.progress
     for step, share in enumerate(progress):
-        result = operate(current, recipe, method, images, reference=opened, progress=share)
-        whole = whole.then(result)
-        current = current.after(restore_dtypes(result.module, current.module), result.journal)
-        settings = _part(recipe.train, step, len(progress))
+        result = operate(way.model, recipe, method, images, reference=opened, progress=share)
+        model = way.model.after(restore_dtypes(result.module, way.model.module), result.journal)
+        settings = _part(recipe.train, step, len(progress)) if report is not None else None
+        pruned = _figures(model, images) if settings or recipe.recover else None
+        recovered = None
+        if recipe.recover is not None:
+            model = _recovered(way.model, model, result.journal, recipe, images)
+            recovered = _figures(model, images) if settings else None
         if settings is not None and images is not None and report is not None:
-            pruned = _figures(current, images)
-            current = _trained(current, opened, recipe, settings, images, report)
-    return whole, current, pruned
+            model = _trained(model, opened, recipe, settings, images, report)
+        way = _Way(way.done.then(result), model, pruned, recovered)
+    return way
+
+
+def _recovered(before: Model, after: Model, cut: Journal, recipe: Recipe, images: Data | None) -> Model:
+    """Fitted to the model before the cut, on images of the recipe's data."""
+    if images is None or recipe.recover is None:
+        raise InputError("recover looks at images, but no data is given", hint="data: in the recipe, or --data")
+    pictures = partial(pictures_of, images, after.dtype, recipe.seed, recipe.recover.images)
+    if recipe.recover.by == "batchnorm":
+        return replace(after, module=recalibrate(after.module, pictures))
+    return replace(after, module=refit(before.module, after.module, cut, pictures))
 
 
 def _part(settings: Train | None, step: int, steps: int) -> Train | None:

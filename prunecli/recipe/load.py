@@ -96,6 +96,7 @@ def validate(data: Mapping[str, Any], where: str = "recipe", lines: Lines | None
     if recipe is None or problems:
         raise RecipeError(_report(problems, where, data, lines or {}), hint="prunecli recipes show magnitude-flops50")
     _cross_check(recipe, where)
+    _check_recover(recipe, where)
     return recipe
 
 
@@ -131,6 +132,18 @@ def _cross_check(recipe: Recipe, where: str) -> None:
         raise RecipeError(
             f"{where}: this method cannot meet a {recipe.budget.unit} budget (it can meet {', '.join(wants)})",
             hint="single weights make no FLOPs go away; use structure: channel" if "flops" not in wants else "",
+        )
+
+
+def _check_recover(recipe: Recipe, where: str) -> None:
+    if recipe.recover is None:
+        return
+    if getattr(recipe.method, "structure", "channel") != "channel":
+        raise RecipeError(f"{where}: recover is for cuts of channels", hint="method.structure: channel")
+    if recipe.strip.fold_batchnorm:
+        raise RecipeError(
+            f"{where}: recover needs the batch norms that strip.fold_batchnorm takes away",
+            hint="fold in a second run, with the recipe strip",
         )
 
 

@@ -165,6 +165,19 @@ class Strip(Closed):
     fold_batchnorm: bool = False
 
 
+class Recover(Closed):
+    """Win accuracy back after a cut of channels without training: images only, no labels.
+
+    Attributes:
+        by: ``least_squares`` fits the layers that read removed channels to what they gave before the cut;
+            ``batchnorm`` only takes new statistics.
+        images: how many training images are looked at.
+    """
+
+    by: Literal["least_squares", "batchnorm"] = "least_squares"
+    images: int = Field(1024, ge=1)
+
+
 class Recipe(Closed):
     """Everything one run needs. `method` is validated by the class that its name stands for."""
 
@@ -175,6 +188,7 @@ class Recipe(Closed):
     data: str | None = None
     method: Any = None
     budget: Budget | None = None
+    recover: Recover | None = None
     train: Train | None = None
     strip: Strip = Strip()
     output: str | None = None

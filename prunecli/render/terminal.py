@@ -97,7 +97,7 @@ def _why(why: WhyFacts) -> RenderableType:
 
 def prune_report(facts: PruneFacts) -> RenderableType:
     """Before, after, proof and budget."""
-    stages = {"before": facts.before, "pruned": facts.pruned, "after": facts.after}
+    stages = {"before": facts.before, "pruned": facts.pruned, "recovered": facts.recovered, "after": facts.after}
     parts: list[RenderableType] = [_stages({n: f for n, f in stages.items() if f is not None})]
     parts.append(Text(f"{facts.removed_channels} channels removed{_widths(facts.cuts)}"))
     parts += _proof(facts.verified, facts.budget)

@@ -16,8 +16,8 @@ from torch import nn
 import prunecli
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
-from prunecli.errors import InputError, NothingRemoved, VerificationError
-from prunecli.facts import Figures
+from prunecli.errors import InputError, NothingRemoved, RecipeError, VerificationError
+from prunecli.facts import Figures, PruneFacts
 from prunecli.recipe.load import validate
 
 
@@ -226,3 +226,46 @@ def test_real_checkpoints_are_recognised(checkpoints: Path) -> None:
         facts = prunecli.analyze(str(next(checkpoints.glob(f"resnet{depth}-*.th"))))
         assert (facts.arch, facts.input) == (f"cifar_resnet{depth}", [1, 3, 32, 32])
         assert (facts.params, facts.flops) == (params, flops)
+
+
+def recovered(checkpoint: str, output: Path, by: str, **fields: object) -> PruneFacts:
+    given = {"data": "fake:3x32x32", "recover": {"by": by, "images": 256}} | fields
+    return prunecli.prune(recipe(**given), checkpoint, output)
+
+
+@pytest.mark.parametrize("by", ["least_squares", "batchnorm"])
+def test_recovery_changes_weights_and_no_width(by: str, checkpoint: str, tmp_path: Path) -> None:
+    plain, better = tmp_path / "plain.safetensors", tmp_path / "better.safetensors"
+    prunecli.prune(recipe(), checkpoint, plain)
+    facts = recovered(checkpoint, better, by)
+    first, second = prunecli.load(plain).state_dict(), prunecli.load(better).state_dict()
+    assert {n: t.shape for n, t in first.items()} == {n: t.shape for n, t in second.items()}
+    changed = {name for name in first if not torch.equal(first[name], second[name])}
+    assert changed
+    assert all(("running" in name or "num_batches" in name) == (by == "batchnorm") for name in changed)
+    assert facts.pruned is not None
+    assert facts.verified.max_rel_error < 1e-12
+
+
+def test_recovery_before_training_is_reported(checkpoint: str, tmp_path: Path) -> None:
+    facts = recovered(checkpoint, tmp_path / "o.safetensors", "least_squares", train={"epochs": 1})
+    assert facts.pruned is not None
+    assert facts.recovered is not None
+    assert facts.recovered.flops == facts.pruned.flops == facts.after.flops
+
+
+def test_recovery_needs_images(checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="recover looks at images"):
+        prunecli.prune(recipe(recover={}), checkpoint, tmp_path / "o.safetensors")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"strip": {"fold_batchnorm": True}},
+        {"method": {"name": "magnitude", "structure": "weight"}, "budget": {"sparsity": 0.5}},
+    ],
+)
+def test_recovery_where_it_makes_no_sense(fields: dict[str, object]) -> None:
+    with pytest.raises(RecipeError, match="recover"):
+        recipe(recover={}, **fields)

@@ -1,0 +1,129 @@
+"""Recovery without training: data only, no labels, no gradients.
+
+The layers that read removed channels are fitted anew, so that on a few images they give what they gave before the
+cut (least squares, layer by layer, each on what the smaller model really feeds it); then batch norm gets the
+statistics of the smaller model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prunecli.checkpoint.journal import Journal
+from prunecli.graph.copying import copied, like
+
+Images = Callable[[], Iterator[Tensor]]
+RIDGE = 1e-4  # of the mean variance of what a layer reads
+PLACES = 32  # positions of a feature map that are looked at, for each image
+LARGEST = 6144  # inputs times taps of a layer; beyond that the normal equations do not pay
+
+
+def recalibrate(module: nn.Module, images: Images) -> nn.Module:
+    """A copy whose batch-norm statistics are the averages over the images."""
+    twin = copied(module).eval()
+    norms = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average
+        norm.train()
+    with torch.no_grad():
+        for batch in images():
+            twin(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return twin.eval()
+
+
+def refit(dense: nn.Module, smaller: nn.Module, journal: Journal, images: Images) -> nn.Module:
+    """A copy of `smaller` whose readers of removed channels are fitted to what they gave in `dense`.
+
+    ``W' = argmin sum |W x - W' x'|^2 + ridge |W' - W_kept|^2``, with x what the layer reads in the dense model and x'
+    what it reads in the smaller one, whose earlier layers are fitted already.
+
+    Args:
+        dense: before the cut.
+        smaller: after it.
+        journal: of the cut.
+        images: the same images each time it is called.
+    """
+    twin = copied(smaller).eval()
+    for name, layer in dense.eval().named_modules():
+        if (f"{name}.weight", 1) in journal.kept and _is_plain(layer):
+            _refit_layer(dense, twin, name, journal, images)
+    return twin
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """A layer whose every output reads every input."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return isinstance(layer, nn.Linear)
+
+
+def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal, images: Images) -> None:
+    old: Any = dense.get_submodule(name)
+    new: Any = twin.get_submodule(name)
+    weight = new.weight
+    assert isinstance(weight, Tensor)
+    width = weight[0].numel() + 1  # a column of ones for the bias
+    if width > LARGEST:
+        return
+    rows = torch.tensor(journal.kept.get((f"{name}.weight", 0), tuple(range(len(old.weight)))))
+    gram = torch.zeros(width, width, dtype=torch.float64)
+    moment = torch.zeros(width, len(rows), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for batch in images():
+            with _last_input(old) as before, _last_input(new) as now:
+                dense(batch)
+                twin(batch)
+            found, target = _samples(new, now[0], _given(old, before[0])[:, rows], generator)
+            read = F.pad(found, (0, 1), value=1.0).double()
+            gram += read.T @ read
+            moment += read.T @ target.double()
+        if gram[-1, -1] < 2 * width:  # the count of places: too few would be learned by heart
+            return
+        start = F.pad(weight.flatten(1).double(), (0, 1)).T
+        start[-1] = 0 if new.bias is None else new.bias.double()
+        ridge = RIDGE * gram.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+        if new.bias is None:  # the column of ones must not be used
+            gram[-1], gram[:, -1], moment[-1] = 0, 0, 0
+            ridge[-1, -1] = 1.0
+        fitted = torch.linalg.solve(gram + ridge, moment + ridge @ start)
+        new.weight = like(weight, fitted[:-1].T.reshape(weight.shape).to(weight.dtype))
+        if isinstance(new.bias, Tensor):
+            new.bias = like(new.bias, fitted[-1].to(weight.dtype))
+
+
+@contextmanager
+def _last_input(layer: nn.Module) -> Iterator[list[Tensor]]:
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _given(layer: nn.Module, x: Tensor) -> Tensor:
+    """What the layer makes of its input, channels second."""
+    result: Tensor = layer.forward(x)
+    return result if isinstance(layer, nn.Conv2d) else result.movedim(-1, 1)
+
+
+def _samples(layer: nn.Module, x: Tensor, target: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(places, inputs times taps) and (places, outputs) at a few random places of every image."""
+    if isinstance(layer, nn.Conv2d):
+        read = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    else:
+        read = x.movedim(-1, 1).flatten(2) if x.ndim > 2 else x.unsqueeze(2)
+    given = target.flatten(2) if target.ndim > 2 else target.unsqueeze(2)
+    places = torch.randperm(read.shape[2], generator=generator)[:PLACES]
+    return read[:, :, places].transpose(1, 2).flatten(0, 1), given[:, :, places].transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,80 @@
+"""Recovery: exact where a removed channel is a combination of others, statistics by closed form, nothing else moves."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from randomise import randomise
+from torch import nn
+
+from prunecli.arch.registry import build
+from prunecli.arch.spec import parse
+from prunecli.graph.channels import trace
+from prunecli.graph.tape import Example
+from prunecli.surgery.apply import cut
+from prunecli.surgery.plan import repair
+from prunecli.surgery.recover import recalibrate, refit
+
+PICTURES = torch.randn(16, 3, 8, 8)
+
+
+def images():  # type: ignore[no-untyped-def]
+    yield from PICTURES.split(8)
+
+
+def test_statistics_are_those_of_the_images() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    before = copy.deepcopy(module.state_dict())
+    found = recalibrate(module, images)
+    halves = [module[0](half).detach() for half in PICTURES.split(8)]
+    mean = torch.stack([h.mean((0, 2, 3)) for h in halves]).mean(0)
+    var = torch.stack([h.var((0, 2, 3)) for h in halves]).mean(0)
+    torch.testing.assert_close(found[1].running_mean, mean)
+    torch.testing.assert_close(found[1].running_var, var)
+    assert found[1].momentum == 0.1
+    assert not found.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("reader", [nn.Conv2d(6, 5, 3, padding=1, stride=2), nn.Conv2d(6, 5, 1, bias=False)])
+def test_a_channel_that_others_make_up_costs_nothing(reader: nn.Module) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), reader).eval()
+    with torch.no_grad():  # channel 5 is a combination of 0 and 1
+        module[0].weight[5] = 2 * module[0].weight[0] - module[0].weight[1]
+        module[0].bias[5] = 2 * module[0].bias[0] - module[0].bias[1]
+    example = Example((PICTURES[:1],))
+    channels = trace(module, example)
+    slot = next(s for s in channels.slots if (s.name, s.dim) == ("0.weight", 0))
+    removed = np.zeros(channels.count, dtype=bool)
+    removed[slot.channels[5]] = True
+    smaller, journal = cut(module, channels, removed)
+    fitted = refit(module, smaller, journal, images)
+    expected = module(PICTURES)
+    assert (smaller(PICTURES) - expected).abs().max() > 0.05
+    assert (fitted(PICTURES) - expected).abs().max() < 5e-3
+
+
+def test_it_never_fits_worse_than_it_was() -> None:
+    torch.manual_seed(0)
+    module = randomise(build(parse("cifar_resnet20")))
+    pictures = torch.randn(160, 3, 32, 32)
+    channels = trace(module, Example((pictures[:1],)))
+    removed = repair(channels, np.random.default_rng(0).random(channels.count) < 0.3)
+    smaller, journal = cut(module, channels, removed)
+    fitted = refit(module, smaller, journal, lambda: iter([pictures]))
+    expected = module(pictures)
+    errors = [(m(pictures) - expected).square().mean() for m in (smaller, fitted)]
+    assert errors[1] < 0.7 * errors[0]
+
+
+def test_widths_and_names_stay() -> None:
+    module = randomise(build(parse("cifar_resnet20")))
+    channels = trace(module, Example((torch.zeros(1, 3, 32, 32),)))
+    removed = repair(channels, np.random.default_rng(0).random(channels.count) < 0.3)
+    smaller, journal = cut(module, channels, removed)
+    fitted = refit(module, smaller, journal, lambda: iter([torch.randn(8, 3, 32, 32)]))
+    assert {n: t.shape for n, t in fitted.state_dict().items()} == {n: t.shape for n, t in smaller.state_dict().items()}
