@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from prunecli.graph.channels import Channels
     from prunecli.graph.tape import Example
+    from prunecli.methods.hook import Hook
 
 Structure = Literal["channel", "weight", "none"]
 Batches = Callable[[int], "Iterator[tuple[Tensor, Tensor]]"]
@@ -89,6 +90,16 @@ class Method(Closed):
             "weight": ("sparsity", "layers"),
             "none": (),
         }[self.structure]
+
+    def hook(self, weights: Sequence[str], amount: float) -> Hook | None:
+        """What the method adds to training, where it is training that makes the zeros; None where scores do.
+
+        Args:
+            weights: names of the weights it may make zero.
+            amount: of the budget.
+        """
+        del weights, amount
+        return None
 
     def channel_scores(self, evidence: Evidence, channels: Channels) -> NDArray[np.float64]:
         """(channels,) how much each channel matters; comparable between groups."""

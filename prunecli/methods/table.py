@@ -16,6 +16,7 @@ _BUILTIN = {
     "none": "prunecli.methods.none:Nothing",
     "magnitude": "prunecli.methods.magnitude:Magnitude",
     "random": "prunecli.methods.random:Random",
+    "str": "prunecli.methods.str:SoftThresholds",
     "batchnorm": "prunecli.methods.batchnorm:BatchNormScale",
     "fpgm": "prunecli.methods.fpgm:GeometricMedian",
     "taylor": "prunecli.methods.taylor:Taylor",

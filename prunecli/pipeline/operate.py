@@ -66,6 +66,7 @@ def operate(
     *,
     reference: Model | None = None,
     progress: float = 1.0,
+    trained: bool = False,
 ) -> Operated:
     """Apply a method to a copy of the model.
 
@@ -76,6 +77,7 @@ def operate(
         data: real images for the proof, beside random ones.
         reference: what the budget is a share of, where `opened` was pruned before.
         progress: how much of the way to the budget is gone after this step.
+        trained: the method's training has made the zeros of `opened` already.
 
     Raises:
         InputError: the budget is impossible, or nothing may be pruned.
@@ -86,7 +88,8 @@ def operate(
     if data is not None:
         tests.append(real_example(opened, data))
     case = _Case(opened, reference or opened, wide, example, tests, recipe, method, progress, data)
-    result = OPERATIONS[method.structure](case)
+    made = "none" if trained else method.structure  # training has made the zeros
+    result = OPERATIONS[made](case)
     for finish in FINISHES if progress == 1 else ():
         result = finish(case, result)
     return result
@@ -140,14 +143,20 @@ class _Case:
 
 
 def _zeros(case: _Case) -> Operated:
+    """Strip what is there; where a method has trained for a sparsity, say which it reached."""
+    met = None
+    if case.recipe.budget is not None:
+        weights = prunable(case.module, case.method).values()
+        zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+        met = BudgetFacts("sparsity", case.budget.amount, zeros)
     stripped, verified = case.strip(case.module)
-    return Operated(stripped.module, stripped.journal, verified, stripped.removed)
+    return Operated(stripped.module, stripped.journal, verified, stripped.removed, met)
 
 
 def _weights(case: _Case) -> Operated:
     """Zero the weights of least score, then strip what died of it."""
-    chosen = _prunable(case.module, case.method)
-    total = sum(weight.numel() for weight in _prunable(case.reference.module, case.method).values())
+    chosen = prunable(case.module, case.method)
+    total = sum(weight.numel() for weight in prunable(case.reference.module, case.method).values())
     gone = total - sum(weight.numel() for weight in chosen.values())
     scores = _shared_out(case, chosen, case.method.weight_scores(case.evidence(case.module), chosen))
     if case.recipe.budget is None or case.budget.unit == "layers":
@@ -171,7 +180,7 @@ def _shared_out(case: _Case, weights: dict[str, Tensor], scores: dict[str, Tenso
     return {name: torch.from_numpy(given[name]).reshape(weights[name].shape) for name in given}
 
 
-def _prunable(module: nn.Module, method: Method) -> dict[str, Tensor]:
+def prunable(module: nn.Module, method: Method) -> dict[str, Tensor]:
     """Weights that sparsity is counted over: those with two or more dims, in modules that are not excluded."""
     names = [name for name, _ in module.named_modules() if name]
     excluded = select(method.exclude, names)

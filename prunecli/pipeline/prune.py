@@ -14,11 +14,12 @@ from prunecli.checkpoint.write import check_output
 from prunecli.errors import InputError, NothingRemoved
 from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts
 from prunecli.methods.base import Method
+from prunecli.methods.hook import Hook
 from prunecli.model import DEFAULT, Model, Opening, open_model
 from prunecli.pipeline.container import Provenance, save
 from prunecli.pipeline.evaluation import data_for, evaluated, pictures_of
 from prunecli.pipeline.figures import figures, source_bytes, tensor_bytes
-from prunecli.pipeline.operate import Operated, operate, restore_dtypes
+from prunecli.pipeline.operate import Operated, operate, prunable, restore_dtypes
 from prunecli.recipe.schema import Recipe, Train
 from prunecli.surgery.expand import collapsed
 from prunecli.surgery.recover import recalibrate, refit
@@ -117,6 +118,8 @@ def _steps(opened: Model, recipe: Recipe, method: Method, images: Data | None, r
     current = _collapsed(opened)
     way = _Way(Operated(current.module, Journal(), None, -opened.journal.filled_in), current)
     progress = [1.0] if recipe.budget is None else recipe.budget.progress
+    if (hook := _hook(current, recipe, method)) is not None:
+        return _trained_for(way, opened, recipe, method, images, hook, report)
     for step, share in enumerate(progress):
         result = operate(way.model, recipe, method, images, reference=opened, progress=share)
         model = way.model.after(restore_dtypes(result.module, way.model.module), result.journal)
@@ -130,6 +133,29 @@ def _steps(opened: Model, recipe: Recipe, method: Method, images: Data | None, r
             model = _trained(model, opened, recipe, settings, images, report)
         way = _Way(way.done.then(result), model, pruned, recovered)
     return way
+
+
+def _hook(model: Model, recipe: Recipe, method: Method) -> Hook | None:
+    """What the method adds to training; None where it does not train."""
+    return None if recipe.budget is None else method.hook(list(prunable(model.module, method)), recipe.budget.amount)
+
+
+def _trained_for(
+    way: _Way, opened: Model, recipe: Recipe, method: Method, images: Data | None, hook: Hook, report: Report | None
+) -> _Way:
+    """Train until the method has made its zeros, then strip what died of them."""
+    settings = recipe.train
+    if report is None:
+        raise InputError(f"method {method.name} trains: a dry run cannot tell what goes", hint="leave out --dry-run")
+    if settings is None or not settings.epochs or images is None:
+        raise InputError(
+            f"method {method.name} trains: it needs data and epochs", hint="data: ..., train: {epochs: 10}"
+        )
+    teacher = opened.module if settings.distill else None
+    trainer = Trainer(images, settings, recipe.seed, teacher, [hook], report=report)
+    model = replace(way.model, module=trainer.fit(way.model.module).module)
+    result = operate(model, recipe, method, images, reference=opened, trained=True)
+    return _Way(way.done.then(result), model.after(restore_dtypes(result.module, model.module), result.journal))
 
 
 def _recovered(before: Model, after: Model, cut: Journal, recipe: Recipe, images: Data | None) -> Model:

@@ -23,14 +23,16 @@ def training_progress(console: Console) -> Iterator[Callable[[Tick], None]]:
         return
     columns = (
         TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
-        TextColumn("loss {task.fields[loss]}  top-1 {task.fields[accuracy]}  {task.fields[speed]} images/s"),
+        TextColumn("loss {task.fields[loss]}  top-1 {task.fields[accuracy]}"),
+        TextColumn("{task.fields[speed]} images/s{task.fields[own]}"),
         TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("training", total=None, epoch="", loss="", accuracy="-", speed="")
+        task = bar.add_task("training", total=None, epoch="", loss="", accuracy="-", speed="", own="")
         yield lambda tick: bar.update(
             task, total=tick.steps, completed=tick.step, epoch=f"{tick.epoch + 1}/{tick.epochs}",
             loss=f"{tick.loss:.3f}", accuracy=_accuracy(tick), speed=f"{tick.images_per_second:.0f}",
+            own=_own(tick),
         )  # fmt: skip
 
 
@@ -38,8 +40,13 @@ def _line(console: Console, tick: Tick) -> None:
     if tick.finished_epoch:
         console.print(
             f"epoch {tick.epoch + 1}/{tick.epochs}  loss {tick.loss:.3f}  top-1 {_accuracy(tick)} (validation)  "
-            f"{tick.images_per_second:.0f} images/s"
+            f"{tick.images_per_second:.0f} images/s{_own(tick)}"
         )
+
+
+def _own(tick: Tick) -> str:
+    """The figures of the method."""
+    return "".join(f"  {name} {value:.4g}" for name, value in tick.figures.items())
 
 
 def _accuracy(tick: Tick) -> str:

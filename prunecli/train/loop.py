@@ -8,7 +8,7 @@ augmentation follow from seed and epoch, the learning rate from the step. What c
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from prunecli.errors import CheckpointError, InputError
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
+from prunecli.methods.hook import Hook
 from prunecli.recipe.schema import Distill, Train
 from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy, in_batches
@@ -30,7 +31,10 @@ AUXILIARY = 0.3  # weight of auxiliary heads (Szegedy et al. 2015)
 
 @dataclass(frozen=True)
 class Tick:
-    """Progress after one step. `accuracy` is that of the last validation, None before the first."""
+    """Progress after one step. `accuracy` is that of the last validation, None before the first.
+
+    `figures` are those of the method: sparsity, thresholds.
+    """
 
     epoch: int
     epochs: int
@@ -40,6 +44,7 @@ class Tick:
     images_per_second: float
     accuracy: float | None
     finished_epoch: bool
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 Report = Callable[[Tick], None]
@@ -49,20 +54,6 @@ def ignore(tick: Tick) -> None:
     """Report to nobody."""
 
 
-class Hook:
-    """What a method adds to the loop; the base adds nothing."""
-
-    def after_step(self, module: nn.Module) -> None:
-        """Called after each optimizer step."""
-
-    def state(self) -> dict[str, Any]:
-        """What must be saved to continue: tensors and plain values."""
-        return {}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-
-
 class KeepZeros(Hook):
     """Weights that are zero at the start stay zero."""
 
@@ -70,8 +61,9 @@ class KeepZeros(Hook):
         zeros = {name: p == 0 for name, p in module.named_parameters() if p.ndim > 1}
         self._zeros = {name: zero for name, zero in zeros.items() if bool(zero.any())}
 
-    def after_step(self, module: nn.Module) -> None:
+    def after_step(self, module: nn.Module, step: int) -> None:
         """Put the zeros back."""
+        del step
         parameters = dict(module.named_parameters())
         with torch.no_grad():
             for name, zero in self._zeros.items():
@@ -202,6 +194,8 @@ class Trainer:
         """
         device, layout = _device(self.settings.device), _layout(self.settings)
         student = copied(module).to(device).to(memory_format=layout)
+        for hook in self.hooks:
+            hook.attach(student, self._steps)
         run = _Run(student, _optimizer(student, self.settings), _average(student, self.settings), self.hooks)
         teacher = None if self.teacher is None else copied(self.teacher).eval().to(device)
         with torch.random.fork_rng(devices=[]):
@@ -211,15 +205,22 @@ class Trainer:
                 run.restore(saved)
             self._train(run, _Loss(self.settings, teacher))
         result = run.result
-        if run.best is not None:
+        if run.best is not None and all(hook.keeps_best for hook in self.hooks):
             result.load_state_dict(run.best)
+        for hook in self.hooks:
+            hook.finalize(result)
         return Fit(result.to("cpu").to(memory_format=torch.contiguous_format).eval(), run.accuracies)
 
+    @property
+    def _steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        kept, _ = _hold_out(len(self.data.train.labels), self.settings.validation, self.seed)
+        return self.settings.epochs * -(-len(kept) // self.settings.batch_size)
+
     def _train(self, run: _Run, loss_of: _Loss) -> None:
-        settings, labels = self.settings, self.data.train.labels
+        settings, labels, steps = self.settings, self.data.train.labels, self._steps
         kept, held_out = _hold_out(len(labels), settings.validation, self.seed)
         per_epoch = -(-len(kept) // settings.batch_size)
-        steps = settings.epochs * per_epoch
         started = saved_at = time.monotonic()
         seen = 0
         while run.step < steps:
@@ -236,7 +237,8 @@ class Trainer:
                     _validate(run, self.data, held_out)
                 known = run.accuracies[-1] if run.accuracies else None
                 speed = seen / (time.monotonic() - started)
-                self.report(Tick(epoch, settings.epochs, run.step, steps, loss, speed, known, finished))
+                own = {name: value for hook in run.hooks for name, value in hook.figures().items()}
+                self.report(Tick(epoch, settings.epochs, run.step, steps, loss, speed, known, finished, own))
                 if self.saver and time.monotonic() - saved_at >= self.saver.seconds:
                     self.saver.save(run)
                     saved_at = time.monotonic()
@@ -251,7 +253,7 @@ def _step(run: _Run, loss_of: _Loss, images: Tensor, labels: Tensor, rate: float
     loss.backward()
     run.optimizer.step()
     for hook in run.hooks:
-        hook.after_step(run.module)
+        hook.after_step(run.module, run.step + 1)
     if run.average is not None:
         run.average.update_parameters(run.module)
     run.step += 1

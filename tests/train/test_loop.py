@@ -116,7 +116,7 @@ def test_the_best_epoch_by_validation_is_kept() -> None:
     class Explode(Hook):
         steps = 0
 
-        def after_step(self, module: nn.Module) -> None:
+        def after_step(self, module: nn.Module, step: int) -> None:
             self.steps += 1
             if self.steps == 70:
                 with torch.no_grad():

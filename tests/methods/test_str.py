@@ -1,0 +1,133 @@
+"""STR: the paper's numbers, exact insertion and removal, the asked sparsity, and a real training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils import parametrize
+
+import prunecli
+from prunecli.errors import InputError
+from prunecli.methods.thresholds import SoftThreshold, Thresholds, soft
+from prunecli.recipe.load import validate
+from prunecli.recipe.schema import Train
+from prunecli.train.data import open_data
+from prunecli.train.loop import Saver, Trainer
+
+WEIGHT = torch.tensor([[-0.5, 0.02, 0.0], [0.3, -0.1, 1.2]], dtype=torch.float64, requires_grad=True)
+UPSTREAM = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64)
+
+
+def test_the_golden_vectors() -> None:
+    threshold = SoftThreshold(-2.0, WEIGHT)
+    assert float(threshold.threshold) == pytest.approx(0.11920292, abs=1e-8)
+    found = threshold(WEIGHT)
+    expected = torch.tensor([[-0.38079708, 0, 0], [0.18079708, 0, 1.08079708]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
+    to_weight, to_s = torch.autograd.grad(found, [WEIGHT, threshold.s], UPSTREAM)
+    assert to_weight.tolist() == [[1, 0, 0], [4, 0, 6]]
+    assert float(to_s) == pytest.approx(-0.94494227, abs=1e-8)
+
+
+def test_without_a_threshold_it_is_the_identity() -> None:
+    assert torch.equal(SoftThreshold(-1e9, WEIGHT)(WEIGHT), WEIGHT)
+
+
+@given(st.floats(0, 2), st.floats(0, 2))
+def test_two_thresholds_are_their_sum(first: float, second: float) -> None:
+    w = torch.linspace(-3, 3, 41, dtype=torch.float64)
+    a, b = torch.tensor(first, dtype=torch.float64), torch.tensor(second, dtype=torch.float64)
+    torch.testing.assert_close(soft(soft(w, a), b), soft(w, a + b))
+    torch.testing.assert_close(soft(-w, a), -soft(w, a))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 40), nn.ReLU(), nn.Linear(40, 10)).eval()
+
+
+NAMES = ["1.weight", "3.weight"]
+
+
+def test_insertion_changes_no_output() -> None:
+    module, example = net().double(), torch.randn(5, 1, 8, 8).double()
+    expected = module(example)
+    Thresholds(NAMES, 0.9, -5.0, 0.75).attach(module, 10)
+    torch.testing.assert_close(module(example), expected, atol=1e-13, rtol=0)
+
+
+@pytest.mark.parametrize("sparsity", [0.5, 0.9, 0.99])
+def test_what_is_left_is_plain_and_the_same_bit_for_bit(sparsity: float) -> None:
+    module, example = net(), torch.randn(5, 1, 8, 8)
+    hook = Thresholds(NAMES, sparsity, -5.0, 0.75)
+    hook.attach(module, 10)
+    hook.after_step(module, 10)
+    expected = module(example)
+    hook.finalize(module)
+    assert not parametrize.is_parametrized(module)
+    assert torch.equal(module(example), expected)
+    weights = torch.cat([module[1].weight.flatten(), module[3].weight.flatten()])
+    zeros = float((weights == 0).double().mean())
+    assert sparsity <= zeros <= sparsity + 2 / len(weights)
+
+
+def test_sparsity_follows_the_cubic_schedule() -> None:
+    module = net()
+    hook = Thresholds(NAMES, 0.9, -10.0, 0.5)
+    hook.attach(module, 100)
+    for step, expected in ((10, 0.9 * (1 - 0.8**3)), (25, 0.9 * (1 - 0.5**3)), (50, 0.9), (90, 0.9)):
+        hook.after_step(module, step)
+        weights = torch.cat([module[1].weight.flatten(), module[3].weight.flatten()])
+        assert float((weights == 0).double().mean()) == pytest.approx(expected, abs=1e-3)
+        assert hook.figures()["sparsity"] == pytest.approx(expected)
+
+
+def test_resumed_and_uninterrupted_runs_agree_bit_for_bit(tmp_path: Path) -> None:
+    data, settings = open_data("digits", (1, 8, 8), 10), Train(epochs=2, batch_size=256, save_seconds=0)
+
+    def run(**options: object) -> dict[str, torch.Tensor]:
+        hook = Thresholds(NAMES, 0.8, -6.0, 0.75)
+        return Trainer(data, settings, hooks=[hook], **options).fit(net()).module.state_dict()  # type: ignore[arg-type]
+
+    class Stopped(Exception):
+        pass
+
+    def stop(tick: object) -> None:
+        if tick.step == 6:  # type: ignore[attr-defined]
+            raise Stopped
+
+    path = tmp_path / "state"
+    with pytest.raises(Stopped):
+        run(saver=Saver(path, "it", seconds=0), report=stop)
+    resumed = run(saver=Saver(path, "it", resume=True, seconds=1e9))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in run().items())
+
+
+def recipe(**fields: object) -> object:
+    given = {
+        "version": 1, "data": "digits", "method": {"name": "str"}, "budget": {"sparsity": 0.9},
+        "train": {"epochs": 6, "lr": 0.05, "batch_size": 64},
+    }  # fmt: skip
+    return validate(given | fields)
+
+
+def test_a_real_training_meets_the_budget_and_keeps_the_accuracy(tmp_path: Path) -> None:
+    digits = str(Path(__file__).parents[2] / "recipes" / "digits.safetensors")
+    facts = prunecli.prune(recipe(), digits, tmp_path / "sparse.safetensors")
+    assert 0.9 <= facts.budget.met <= 0.905
+    assert facts.after.accuracy > facts.before.accuracy - 0.03
+    assert facts.verified.max_rel_error < 1e-12
+    assert not parametrize.is_parametrized(prunecli.load(tmp_path / "sparse.safetensors"))
+
+
+def test_what_it_needs(tmp_path: Path) -> None:
+    digits = str(Path(__file__).parents[2] / "recipes" / "digits.safetensors")
+    with pytest.raises(InputError, match="needs data and epochs"):
+        prunecli.prune(recipe(train=None), digits, tmp_path / "o.safetensors")
+    with pytest.raises(InputError, match="a dry run cannot tell"):
+        prunecli.prune(recipe(), digits, None)
