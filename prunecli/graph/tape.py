@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -103,6 +103,23 @@ class Tape:
                 wanted.update(ref.index for ref in op.refs())
                 found.append(op)
         return found[::-1]
+
+    def readers(self) -> dict[int, list[Op]]:
+        """The ops that read each value."""
+        found: dict[int, list[Op]] = {}
+        for op in self.ops:
+            for ref in op.refs():
+                found.setdefault(ref.index, []).append(op)
+        return found
+
+    def calls(self, names: Collection[str]) -> dict[str, Op]:
+        """The op that a module is there for, by module: the only one of these names in it, and its last."""
+        chosen: dict[str, list[Op]] = {}
+        for op in self.ops:
+            if op.name in names:
+                chosen.setdefault(op.module, []).append(op)
+        last = {op.module: op for op in self.ops}
+        return {module: ops[0] for module, ops in chosen.items() if len(ops) == 1 and last[module] is ops[0]}
 
     def used_params(self) -> set[str]:
         """Names of the parameters and buffers that some op reads."""

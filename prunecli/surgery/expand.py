@@ -8,7 +8,7 @@ to their places among the constants. At any input size, in eval and in training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -154,51 +154,38 @@ def _widen(layer: nn.Module, expansion: Expansion, constant: Tensor) -> None:
 
 def _candidates(module: nn.Module, tape: Tape, fields: Fields) -> Iterable[_Candidate]:
     """Every plain convolution with dead channels behind it."""
-    readers: dict[int, list[Op]] = {}
-    for op in tape.ops:
-        for ref in op.refs():
-            readers.setdefault(ref.index, []).append(op)
-    last = {op.module: op for op in tape.ops}  # the op whose result a leaf returns
-    calls: dict[str, int] = {}
-    for op in tape.ops:
-        if op.name in ("aten.convolution", "aten.native_batch_norm"):
-            calls[op.module] = calls.get(op.module, 0) + 1
-    for op in tape.ops:
-        if not _computes_rows(op, module, last, calls):
+    readers, calls = tape.readers(), tape.calls(("aten.convolution", "aten.native_batch_norm"))
+    for op in calls.values():
+        if not _computes_rows(op, module):
             continue
-        norm = _norm_behind(op, module, readers, last, calls)
-        constant = _constants(fields.get((norm or op).outputs[0]), tape.shapes[op.outputs[0]])
+        following = readers.get(op.outputs[0], [])
+        norm = following[0] if len(following) == 1 and _is_norm(following[0], module, calls) else op
+        constant = _constants(fields.get(norm.outputs[0]), tape.shapes[op.outputs[0]])
         groups, filters = int(op.args[8]), tape.shapes[op.args[1].index]
         kept = _kept(constant, groups)
         if len(kept) < filters[0]:
             batch, _, *size = tape.shapes[op.outputs[0]]
             saved = batch * math.prod(size) * (filters[0] - len(kept)) * math.prod(filters[1:])
             moved = batch * math.prod(size) * (filters[0] + len(kept))
-            yield _Candidate(op.module, (norm or op).module, constant, kept, saved, moved)
+            yield _Candidate(op.module, norm.module, constant, kept, saved, moved)
 
 
-def _computes_rows(op: Op, module: nn.Module, last: dict[str, Op], calls: dict[str, int]) -> bool:
-    """A convolution with a filter for each output channel, in a module of its own that is called once."""
-    if op.name != "aten.convolution" or last[op.module] is not op or calls[op.module] > 1 or op.args[6]:
+def _computes_rows(op: Op, module: nn.Module) -> bool:
+    """A convolution with a filter for each output channel, in a module of its own."""
+    if op.name != "aten.convolution" or op.args[6]:
         return False
     layer: Any = module.get_submodule(op.module)
-    plain = (
-        isinstance(layer, nn.modules.conv._ConvNd) and not isinstance(layer, Expanded) and not list(layer.children())
-    )
-    return plain and bool(int(op.args[8]) < layer.out_channels)
+    return _is_leaf(layer, nn.modules.conv._ConvNd) and bool(int(op.args[8]) < layer.out_channels)
 
 
-def _norm_behind(
-    op: Op, module: nn.Module, readers: dict[int, list[Op]], last: dict[str, Op], calls: dict[str, int]
-) -> Op | None:
-    """The batch norm that alone reads the convolution, or None."""
-    found = readers.get(op.outputs[0], [])
-    if len(found) != 1 or found[0].name != "aten.native_batch_norm":
-        return None
-    norm = found[0]
-    layer = module.get_submodule(norm.module)
-    own = isinstance(layer, nn.modules.batchnorm._BatchNorm) and not isinstance(layer, Expanded)
-    return norm if own and last[norm.module] is norm and calls[norm.module] == 1 else None
+def _is_norm(op: Op, module: nn.Module, calls: Mapping[str, Op]) -> bool:
+    """A batch norm in a module of its own."""
+    own = calls.get(op.module) is op and op.name == "aten.native_batch_norm"
+    return own and _is_leaf(module.get_submodule(op.module), nn.modules.batchnorm._BatchNorm)
+
+
+def _is_leaf(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    return isinstance(layer, kind) and not isinstance(layer, Expanded) and not list(layer.children())
 
 
 def _constants(field: Tensor | None, shape: tuple[int, ...]) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
 from prunecli.graph.copying import copied, like
-from prunecli.graph.tape import Example, Op, Tape, record
+from prunecli.graph.tape import Example, Tape, record
 
 _WRITERS = {"aten.convolution": nn.modules.conv._ConvNd, "aten.addmm": nn.Linear, "aten.mm": nn.Linear}
 
@@ -46,22 +46,15 @@ def drop(module: nn.Module, norms: tuple[str, ...]) -> None:
 
 def _pairs(module: nn.Module, tape: Tape) -> list[tuple[str, str]]:
     """(layer, batch norm) where each is called once and nobody else sees the layer's result."""
-    readers: dict[int, list[Op]] = {}
-    for op in tape.ops:
-        for ref in op.refs():
-            readers.setdefault(ref.index, []).append(op)
-    heads = [op.module for op in tape.ops if op.name in (*_WRITERS, "aten.native_batch_norm")]
-    last = {op.module: op for op in tape.ops}
-    found = []
-    for op in tape.ops:
-        following = readers.get(op.outputs[0], []) if op.outputs else []
-        if op.name not in _WRITERS or [f.name for f in following] != ["aten.native_batch_norm"]:
+    readers, calls, found = tape.readers(), tape.calls((*_WRITERS, "aten.native_batch_norm")), []
+    for op in calls.values():
+        following = readers.get(op.outputs[0], [])
+        if op.name not in _WRITERS or len(following) != 1 or calls.get(following[0].module) is not following[0]:
             continue
         norm = following[0]
         exact = type(module.get_submodule(norm.module)) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-        own = isinstance(module.get_submodule(op.module), _WRITERS[op.name]) and last[op.module] is op
-        once = heads.count(op.module) == heads.count(norm.module) == 1 and not norm.args[5]
-        if exact and own and once and op.outputs[0] not in tape.outputs:
+        own = isinstance(module.get_submodule(op.module), _WRITERS[op.name])
+        if exact and own and not norm.args[5] and op.outputs[0] not in tape.outputs:
             found.append((op.module, norm.module))
     return found
 
