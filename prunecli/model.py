@@ -259,7 +259,7 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
     Raises:
         ArchError: names or shapes do not fit.
     """
-    from prunecli.surgery.apply import set_attributes
+    from prunecli.surgery.apply import set_attributes, sliced
 
     _restructure(module, journal, what)
     own = dict(module.state_dict(keep_vars=True))
@@ -283,9 +283,8 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
         owner, _, attribute = name.rpartition(".")
         module.get_submodule(owner).register_parameter(attribute, nn.Parameter(state[name].clone()))
     for name, buffer in module.named_buffers():  # those that no file holds are cut here
-        for dim in range(buffer.ndim) if name not in own else ():
-            if (name, dim) in journal.kept:
-                buffer.data = buffer.data.index_select(dim, torch.tensor(journal.kept[name, dim]))
+        if name not in own:
+            buffer.data = sliced(buffer.data, name, journal.kept)
     _check_attributes(module, journal, what)
     set_attributes(module, journal.attributes)
 
@@ -318,16 +317,12 @@ def _restructure(module: nn.Module, journal: Journal, what: str) -> None:
 
 def _cut_layers(module: nn.Module, layers: Sequence[str], journal: Journal) -> None:
     """Slice the tensors of some layers as the journal says."""
+    from prunecli.surgery.apply import sliced
+
     for path in layers:
         layer = module.get_submodule(path)
         for name, tensor in [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]:
-            smaller = tensor.detach()
-            for dim in range(tensor.ndim):
-                kept = journal.kept.get((f"{path}.{name}", dim))
-                smaller = (
-                    smaller if kept is None else smaller.index_select(dim, torch.tensor(kept, device=tensor.device))
-                )
-            setattr(layer, name, like(tensor, smaller))
+            setattr(layer, name, like(tensor, sliced(tensor.detach(), f"{path}.{name}", journal.kept)))
 
 
 def _check_attributes(module: nn.Module, journal: Journal, what: str) -> None:

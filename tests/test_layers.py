@@ -13,6 +13,7 @@ ROOT = Path(prunecli.__file__).parent
 # Each layer may import itself and those before it.
 LAYERS = [
     {"errors", "units", "cache", "facts"},
+    {"device"},
     {"recipe.schema"},
     {"methods.base", "methods.table"},
     {"recipe"},

@@ -22,18 +22,17 @@ from prunecli.errors import InputError
 
 Floats = NDArray[np.float64]
 Layers = Mapping[str, Mapping[str, tuple[int, ...]]]
-Ratios = Callable[[str, Sequence[tuple[int, ...]]], float]
+Ratios = Callable[[Sequence[tuple[int, ...]]], float]
 
 
-def uniform(name: str, shapes: Sequence[tuple[int, ...]]) -> float:
+def uniform(shapes: Sequence[tuple[int, ...]]) -> float:
     """The same share of every layer."""
-    del name, shapes
+    del shapes
     return 1.0
 
 
-def erk(name: str, shapes: Sequence[tuple[int, ...]]) -> float:
+def erk(shapes: Sequence[tuple[int, ...]]) -> float:
     """Erdos-Renyi-kernel: ``(sum of the weight's dims) / (their product)`` (Evci et al. 2020, arXiv 1911.11134)."""
-    del name
     return float(np.mean([sum(shape) / math.prod(shape) for shape in shapes])) if shapes else 1.0
 
 
@@ -74,9 +73,7 @@ def allocate(rule: str, scores: Mapping[str, Floats], layers: Layers) -> dict[st
     if rule == "lamp":
         return {place: lamp(own) for place, own in scores.items()}
     if rule in RATIOS:
-        return {
-            place: by_ratio(own, RATIOS[rule](place, list(layers[place].values()))) for place, own in scores.items()
-        }
+        return {place: by_ratio(own, RATIOS[rule](list(layers[place].values()))) for place, own in scores.items()}
     keep = kept_shares(Path(rule), {name: shape for shapes in layers.values() for name, shape in shapes.items()})
     shares = _by_place(keep, {place: len(own) for place, own in scores.items()}, layers)
     return {

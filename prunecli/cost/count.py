@@ -35,7 +35,7 @@ def _convolution(op: Op, channels: Channels) -> Factors:
 
 
 def _matmul(op: Op, channels: Channels) -> Factors:
-    first, second = op.refs()[-2:]
+    first, second = op.refs[-2:]
     return 1.0, _dims(channels, first) + _dims(channels, second, [-1 + len(channels.tape.shapes[second.index])])
 
 

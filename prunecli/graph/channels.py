@@ -92,8 +92,8 @@ class Channels:
         """Parameters by value, transposed ones included."""
         names = {index: name for name, index in self.tape.params.items()}
         for op in self.tape.ops:
-            if op.name in ("aten.t", "aten.transpose") and op.refs()[0].index in names:
-                names[op.outputs[0]] = names[op.refs()[0].index]
+            if op.name in ("aten.t", "aten.transpose") and op.refs[0].index in names:
+                names[op.outputs[0]] = names[op.refs[0].index]
         return names
 
     def parameter_behind(self, index: int) -> str:
@@ -180,7 +180,7 @@ def trace(
     for (name, _), ids in slots.items():
         if name not in used:
             book.freeze((Label(ids, 0),), "not used in the forward pass")
-    return replace(connect(tape, slots, labels, book, reads, pads), mixed=mixed)
+    return connect(tape, slots, labels, book, reads, pads, mixed)
 
 
 def _freeze_unmanaged_pads(module: nn.Module, book: Book) -> None:
@@ -211,6 +211,7 @@ def connect(
     book: Book,
     reads: tuple[Read, ...],
     pads: tuple[Pad, ...],
+    mixed: tuple[Mixed, ...],
 ) -> Channels:
     """Connected components of all ties."""
     channel_of = components(book.next_id, book.ties)
@@ -229,7 +230,7 @@ def connect(
     )
     return Channels(
         tape, labels, channel_of, frozen, reasons, placed, _group(placed, frozen, reasons),
-        tuple(blocks.values()), tuple(filters.values()), tuple(book.splits), (), reads, pads, dict(book.unknown),
+        tuple(blocks.values()), tuple(filters.values()), tuple(book.splits), mixed, reads, pads, dict(book.unknown),
     )  # fmt: skip
 
 

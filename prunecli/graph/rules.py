@@ -164,7 +164,7 @@ def apply(call: Call, book: Book) -> list[Labels]:
 
 def unknown(call: Call, book: Book) -> list[Labels]:
     """No rule: every channel that comes near stays."""
-    refs = call.op.refs()
+    refs = call.op.refs
     if any(call.known.get(ref.index) for ref in refs):
         book.unknown[call.op.name] = book.unknown.get(call.op.name, 0) + 1
     for ref in refs:
@@ -177,7 +177,7 @@ def pointwise(call: Call, book: Book) -> list[Labels]:
     if not call.op.outputs:
         return []
     ndim = len(call.out_shapes[0])
-    refs = call.op.refs()
+    refs = call.op.refs
     lifted = []
     for ref in refs:
         for label in call.known.get(ref.index, ()):

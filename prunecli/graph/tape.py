@@ -54,13 +54,17 @@ def packet_name(func: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Op:
-    """One recorded call. `clobbers` are older values that an in-place write has changed behind their back."""
+    """One recorded call.
+
+    `refs` are its tensor arguments in order, `clobbers` older values that an in-place write has changed behind
+    their back.
+    """
 
     index: int
     func: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    tensors: tuple[Ref, ...]
+    refs: tuple[Ref, ...]
     outputs: tuple[int, ...]
     clobbers: tuple[int, ...]
     module: str
@@ -75,10 +79,6 @@ class Op:
     def where(self) -> str:
         """For messages: module path, op and source line."""
         return f"{self.name} in {self.module or 'the model'}, {self.source}"
-
-    def refs(self) -> tuple[Ref, ...]:
-        """Every tensor argument, in order."""
-        return self.tensors
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Tape:
         wanted, found = set(self.outputs), []
         for op in reversed(self.ops):
             if op.func._schema.is_mutable or wanted.intersection(op.outputs):
-                wanted.update(ref.index for ref in op.refs())
+                wanted.update(ref.index for ref in op.refs)
                 found.append(op)
         return found[::-1]
 
@@ -108,7 +108,7 @@ class Tape:
         """The ops that read each value."""
         found: dict[int, list[Op]] = {}
         for op in self.ops:
-            for ref in op.refs():
+            for ref in op.refs:
                 found.setdefault(ref.index, []).append(op)
         return found
 
@@ -123,7 +123,7 @@ class Tape:
 
     def used_params(self) -> set[str]:
         """Names of the parameters and buffers that some op reads."""
-        used = {r.index for op in self.ops for r in op.refs()}
+        used = {r.index for op in self.ops for r in op.refs}
         return {name for name, index in self.params.items() if index in used}
 
 

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from prunecli.methods.saliency import GradientSaliency
 
-from prunecli.methods.base import Evidence
-from prunecli.methods.saliency import Saliencies, Saliency
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Fisher(Saliency):
-    """Fields of ``method: {name: fisher}``.
-
-    Attributes:
-        images: how many training images the gradient is taken on.
-    """
+class Fisher(GradientSaliency):
+    """Fields of ``method: {name: fisher}``."""
 
     name: Literal["fisher"]
-    images: int = Field(512, ge=1)
 
-    def saliencies(self, evidence: Evidence) -> Saliencies:
+    def saliency(self, weight: Tensor, mean: Tensor, squared: Tensor) -> Tensor:
         """``w^2 E[g^2] / 2``: the expected rise of the loss where the weight goes, to second order."""
-        from prunecli.methods.gradients import gradients
-
-        found = gradients(evidence, self.images, self.name)
-        return {n: w.square() * found.squared[n] / 2 for n, w in found.weights.items()}
+        del mean
+        return weight.square() * squared / 2

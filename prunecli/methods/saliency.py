@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from prunecli.methods.base import Evidence, Method
 
 if TYPE_CHECKING:
@@ -48,3 +50,24 @@ class Saliency(Method):
 
         found = self.saliencies(evidence)
         return {name: ranks(found[name]) if self.scope == "layer" else found[name] for name in weights}
+
+
+class GradientSaliency(Saliency):
+    """Base of methods that look at the gradients of the loss.
+
+    Attributes:
+        images: how many training images they are taken on.
+    """
+
+    images: int = Field(512, ge=1)
+
+    def saliency(self, weight: Tensor, mean: Tensor, squared: Tensor) -> Tensor:
+        """From a weight, its mean gradient and the mean of the squared ones, all of one shape."""
+        raise NotImplementedError(f"{self.name} does not say what gradients mean")
+
+    def saliencies(self, evidence: Evidence) -> Saliencies:
+        """`saliency` of every weight."""
+        from prunecli.methods.gradients import gradients
+
+        found = gradients(evidence, self.images, self.name)
+        return {n: self.saliency(w, found.mean[n], found.squared[n]) for n, w in found.weights.items()}

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from prunecli.methods.saliency import GradientSaliency
 
-from prunecli.methods.base import Evidence
-from prunecli.methods.saliency import Saliencies, Saliency
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Snip(Saliency):
-    """Fields of ``method: {name: snip}``.
-
-    Attributes:
-        images: how many training images the gradient is taken on.
-    """
+class Snip(GradientSaliency):
+    """Fields of ``method: {name: snip}``."""
 
     name: Literal["snip"]
-    images: int = Field(512, ge=1)
 
-    def saliencies(self, evidence: Evidence) -> Saliencies:
+    def saliency(self, weight: Tensor, mean: Tensor, squared: Tensor) -> Tensor:
         """``|g w|``."""
-        from prunecli.methods.gradients import gradients
-
-        found = gradients(evidence, self.images, self.name)
-        return {n: (found.mean[n] * w).abs() for n, w in found.weights.items()}
+        del squared
+        return (mean * weight).abs()

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from prunecli.methods.saliency import GradientSaliency
 
-from prunecli.methods.base import Evidence
-from prunecli.methods.saliency import Saliencies, Saliency
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-class Taylor(Saliency):
-    """Fields of ``method: {name: taylor}``.
-
-    Attributes:
-        images: how many training images the gradient is taken on.
-    """
+class Taylor(GradientSaliency):
+    """Fields of ``method: {name: taylor}``."""
 
     name: Literal["taylor"]
-    images: int = Field(512, ge=1)
 
-    def saliencies(self, evidence: Evidence) -> Saliencies:
+    def saliency(self, weight: Tensor, mean: Tensor, squared: Tensor) -> Tensor:
         """``(g w)^2``: the squared change of the loss where the weight goes, to first order."""
-        from prunecli.methods.gradients import gradients
-
-        found = gradients(evidence, self.images, self.name)
-        return {n: (found.mean[n] * w).square() for n, w in found.weights.items()}
+        del squared
+        return (mean * weight).square()

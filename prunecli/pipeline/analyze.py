@@ -156,7 +156,7 @@ def _why(channels: Channels, group: Group, role: str) -> WhyFacts:
     ties = []
     for op in channels.tape.ops:
         labelled = [
-            ref for ref in op.refs() if any(members & _of(channels, x.ids) for x in channels.labels.get(ref.index, ()))
+            ref for ref in op.refs if any(members & _of(channels, x.ids) for x in channels.labels.get(ref.index, ()))
         ]
         activations = [ref for ref in labelled if ref.index not in channels.tape.params.values()]
         if len(activations) > 1:

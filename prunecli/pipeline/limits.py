@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import nn
 
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.write import file_size
 from prunecli.cost.count import Polynomial, flops, params
 from prunecli.cost.latency import NANO, fitted, forward, turns
+from prunecli.device import usable
 from prunecli.errors import InputError
 from prunecli.exporters.targets import onnx_session
 from prunecli.facts import BudgetFacts
@@ -152,7 +152,7 @@ def _size(stage: Stage, progress: float) -> Limit:
 
 def _latency(stage: Stage, progress: float) -> Limit:
     """Nanoseconds of one forward pass of the model in its own dtype."""
-    device = _device(stage.budget.device)
+    device = usable(stage.budget.device, "cpu or cuda", "budget.device")
     example = stage.reference.example.to(device=str(device))
     dense = _runner(stage, stage.reference.module, example)
     whole = float(np.median(turns([dense], device))) * NANO
@@ -173,16 +173,7 @@ def _latency(stage: Stage, progress: float) -> Limit:
 def _runner(stage: Stage, module: nn.Module, example: Example) -> Callable[[], object]:
     if stage.budget.runtime == "onnxruntime":
         return onnx_session(copied(module).eval(), example)
-    return forward(copied(module).to(_device(stage.budget.device)), example)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"budget.device {name!r} cannot be used here", hint="cpu or cuda") from error
-    return device
+    return forward(copied(module).to(usable(stage.budget.device, "cpu or cuda", "budget.device")), example)
 
 
 def _layers(stage: Stage, progress: float) -> Limit:

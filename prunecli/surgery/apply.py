@@ -40,7 +40,7 @@ def cut(
     kept = kept_indices(channels, removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(module):
-        memo[id(tensor)] = like(tensor, _sliced(replace.pop(name, tensor).detach(), name, kept, device))
+        memo[id(tensor)] = like(tensor, sliced(replace.pop(name, tensor).detach(), name, kept, device))
     smaller = copied(module, memo)
     for name, added in replace.items():
         owner, _, attribute = name.rpartition(".")
@@ -56,7 +56,9 @@ def cut(
     return smaller, Journal(kept, attributes)
 
 
-def _sliced(tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int, ...]], device: str | None) -> Tensor:
+def sliced(
+    tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int, ...]], device: str | None = None
+) -> Tensor:
     """The kept part of a tensor in storage of its own."""
     smaller = tensor if device is None else tensor.to(device)
     for dim in range(smaller.ndim):

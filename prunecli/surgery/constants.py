@@ -44,7 +44,7 @@ def _evaluate(op: Op, tape: Tape, fields: Fields) -> list[Field]:
     if not op.outputs:
         return []
     nothing: list[Field] = [None] * len(op.outputs)
-    refs = op.refs()
+    refs = op.refs
     if (
         refs
         and all(fields.get(r.index) is None for r in refs if r.index not in tape.params.values())
@@ -89,7 +89,7 @@ def squeeze(field: Tensor) -> Field:
 
 def _pointwise(op: Op, tape: Tape, fields: Fields) -> Field:
     """Run the op on the known numbers; a product with zero is zero whatever the other factor is."""
-    refs = op.refs()
+    refs = op.refs
     operands = torch.broadcast_tensors(*(field_of(tape, fields, r) for r in refs))
     unknown = torch.stack([o.isnan() for o in operands]).any(0)
     stand_ins = iter([torch.nan_to_num(o, nan=0.0).clone() for o in operands])
@@ -152,10 +152,10 @@ def _convolution(op: Op, tape: Tape, fields: Fields) -> Field:
 
 
 def _matmul(op: Op, tape: Tape, fields: Fields) -> Field:
-    data, weight = field_of(tape, fields, op.refs()[-2]), whole_field(tape, fields, op.refs()[-1])
+    data, weight = field_of(tape, fields, op.refs[-2]), whole_field(tape, fields, op.refs[-1])
     if bool(weight.isnan().any()) or data.ndim != 2 or weight.ndim != 2 or data.shape[0] > 1:
         return None
-    inputs = data.expand(1, tape.shapes[op.refs()[-2].index][1])
+    inputs = data.expand(1, tape.shapes[op.refs[-2].index][1])
     unknown = (inputs.isnan().double() @ (weight != 0).double()) > 0
     value = torch.nan_to_num(inputs) @ weight
     if op.name == "aten.addmm":

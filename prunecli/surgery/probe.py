@@ -60,7 +60,7 @@ def _changed(channels: Channels, tape: Tape) -> Trouble | None:
 
     A literal head width would make other heads of what is left; a scale that follows the width would change them.
     """
-    before, used = channels.tape, {ref.index for op in channels.tape.ops for ref in op.refs()}
+    before, used = channels.tape, {ref.index for op in channels.tape.ops for ref in op.refs}
     for op, now in zip(before.ops, tape.ops, strict=False):
         if op.name != now.name:  # a copy more or less; from here on the tapes cannot be laid side by side
             return None

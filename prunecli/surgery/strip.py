@@ -137,7 +137,7 @@ def _reader_weight(read: Read, channels: Channels) -> str:
         op.index
         for op in channels.tape.ops
         if op.name not in ("aten.t", "aten.transpose")
-        and any(channels.parameter_behind(ref.index) == name for ref in op.refs())
+        and any(channels.parameter_behind(ref.index) == name for ref in op.refs)
     }
     return name if len(readers) == 1 else ""
 

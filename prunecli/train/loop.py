@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunecli.device import usable
 from prunecli.errors import CheckpointError, InputError
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
@@ -317,12 +318,7 @@ def _hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} cannot be used here", hint="train.device: auto, cpu or cuda") from error
-    return device
+    return usable(name, "train.device: auto, cpu or cuda")
 
 
 def _optimizer(module: nn.Module, settings: Train) -> torch.optim.Optimizer:

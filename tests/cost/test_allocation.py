@@ -39,7 +39,7 @@ def test_erk_densities_have_the_ratio_of_the_papers_formula() -> None:
     shares = kept(allocate("erk", scores(), LAYERS), 0.2)
     expected = ((16 + 8 + 3 + 3) / (16 * 8 * 9)) / ((40 + 10) / 400)
     assert shares["a"] / shares["b"] == pytest.approx(expected, rel=0.02)
-    assert erk("a", [(16, 8, 3, 3)]) == pytest.approx(30 / 1152)
+    assert erk([(16, 8, 3, 3)]) == pytest.approx(30 / 1152)
 
 
 def test_erk_never_asks_for_more_than_all() -> None:

@@ -7,13 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from randomise import randomise
 from torch import nn
 
 import prunecli
-from prunecli.arch.registry import build
-from prunecli.arch.spec import parse
 from prunecli.checkpoint.journal import Journal
 from prunecli.cost.count import Polynomial
 from prunecli.errors import InputError, RecipeError
@@ -21,14 +17,6 @@ from prunecli.facts import PruneFacts
 from prunecli.pipeline.limits import Limit, Solution, confirmed
 from prunecli.recipe.load import validate
 from prunecli.recipe.schema import Iterative
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "resnet20.pt"
-    torch.save(randomise(build(parse("cifar_resnet20"))).state_dict(), path)
-    return str(path)
 
 
 def prune(budget: dict[str, object], source: str, output: Path, **method: object) -> PruneFacts:

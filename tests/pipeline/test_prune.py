@@ -21,14 +21,6 @@ from prunecli.facts import Figures, PruneFacts
 from prunecli.recipe.load import validate
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("model") / "resnet20.pt"
-    torch.save(randomise(build(parse("cifar_resnet20"))).state_dict(), path)
-    return str(path)
-
-
 def recipe(**fields: object) -> object:
     return validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}} | fields)
 
