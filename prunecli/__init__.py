@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prunecli.errors import PrunecliError
     from prunecli.graph.rules import rule
     from prunecli.loading import load
+    from prunecli.methods.dual_averaging import GRDA
     from prunecli.pipeline.analyze import analyze
     from prunecli.pipeline.export import export
     from prunecli.pipeline.finetune import finetune
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from prunecli.recipe.load import load as load_recipe
 
 _HOMES = {
+    "GRDA": "prunecli.methods.dual_averaging:GRDA",
     "PrunecliError": "prunecli.errors:PrunecliError",
     "analyze": "prunecli.pipeline.analyze:analyze",
     "export": "prunecli.pipeline.export:export",
@@ -33,6 +35,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "GRDA",
     "PrunecliError",
     "analyze",
     "export",

@@ -110,6 +110,7 @@ class PruneFacts:
     """The result of `prunecli prune`.
 
     `pruned` is the model before recovery and training won accuracy back, `recovered` that before training.
+    `predicted` is what a method said before it trained, `found` what came of it, by name.
     """
 
     model: str
@@ -126,6 +127,8 @@ class PruneFacts:
     cuts: list[CutFacts] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     recovered: Figures | None = None
+    predicted: dict[str, float] = field(default_factory=dict)
+    found: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

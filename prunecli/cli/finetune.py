@@ -17,7 +17,7 @@ def finetune(
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", metavar="R", help="Training settings.")] = None,
     teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Distil from this model.")] = None,
     epochs: Annotated[int | None, typer.Option(min=0, metavar="N", help="Instead of the recipe's.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    resume: options.Resume = False,
     arch: options.Arch = None,
     input: options.Input = None,
     set: options.Set = [],  # noqa: B006

@@ -20,7 +20,9 @@ Arch = Annotated[str | None, typer.Option(metavar="A", help="Architecture of the
 Input = Annotated[str | None, typer.Option(metavar="SHAPE", help="Shape of one input, batch included: 1x3x224x224.")]
 Data = Annotated[
     str | None,
-    typer.Option(metavar="D", help="digits, folder:PATH, cifar10[:ROOT], imagenet:ROOT, fake:SHAPE, FILE.py:build."),
+    typer.Option(
+        metavar="D", help="digits, folder:PATH, images:PATH, cifar10[:ROOT], imagenet:ROOT, fake:SHAPE, FILE.py:build."
+    ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes.")]
 Set = Annotated[
@@ -28,6 +30,7 @@ Set = Annotated[
 ]
 Key = Annotated[str | None, typer.Option(metavar="K", help="Entry of a nested checkpoint that holds the weights.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Allow files that execute code when they are read.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run whose training was stopped.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Nothing on stderr but errors.")]
 

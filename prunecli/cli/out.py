@@ -15,17 +15,18 @@ from rich.console import Console, RenderableType
 
 from prunecli.errors import PrunecliError
 from prunecli.facts import to_json
+from prunecli.ranks import rank
 
 INTERRUPTED = 130
 
 
 class Out:
-    """Where a command writes."""
+    """Where a command writes; of several processes only the first one does."""
 
     def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self.as_json = as_json
-        self._documented = False
-        self.talk = Console(stderr=True, quiet=quiet, highlight=False)
+        self._documented = rank() != 0
+        self.talk = Console(stderr=True, quiet=quiet or rank() != 0, highlight=False)
         self._failed = Console(stderr=True, highlight=False)
         # off a terminal nothing is folded to a guessed width
         self._results = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
@@ -53,7 +54,7 @@ class Out:
             self.document(to_json(facts))
             return
         self.talk.print(report)
-        if line is not None:
+        if line is not None and rank() == 0:
             sys.stdout.write(f"{line}\n")
 
     @contextlib.contextmanager

@@ -26,6 +26,7 @@ def prune(
     set: options.Set = [],  # noqa: B006
     key: options.Key = None,
     trust: options.Trust = False,
+    resume: options.Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide and count, write nothing.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -48,8 +49,9 @@ def prune(
 
         with training_progress(out.talk) as report:
             facts = run(
-                asked, source, None if dry_run else place, options.opening(arch, None, key, trust), report=report
-            )
+                asked, source, None if dry_run else place, options.opening(arch, None, key, trust),
+                resume=resume, report=report,
+            )  # fmt: skip
         out.result(facts, prune_report(facts), facts.output)
 
 

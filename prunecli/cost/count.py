@@ -104,8 +104,8 @@ class Polynomial:
     factors: Ints
     modules: tuple[str, ...]
 
-    def terms(self, kept: Bools) -> NDArray[np.float64]:
-        """Each term for the kept channels, (terms,)."""
+    def terms(self, kept: Bools | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Each term for the kept channels, or for the chances that they are kept, (terms,)."""
         sizes = np.asarray(self.widths @ kept.astype(np.float64))
         sizes[0] = 1.0
         product: NDArray[np.float64] = self.coefficients * sizes[self.factors].prod(axis=1)

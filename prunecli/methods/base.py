@@ -6,12 +6,12 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from prunecli.errors import InputError
-from prunecli.recipe.schema import Closed
+from prunecli.recipe.schema import Budget, Closed, Train
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,12 +35,14 @@ class Evidence:
         example: one input.
         seed: of everything random.
         batches: so many training images with their labels, in batches; None where no data is given.
+        fit: trains a copy of the module; None in a dry run.
     """
 
     module: nn.Module
     example: Example
     seed: int
     batches: Batches | None = None
+    fit: Callable[[Train, Hook], nn.Module] | None = None
 
     def images(self, count: int, method: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches.
@@ -57,6 +59,8 @@ class Method(Closed):
     """Base of all methods.
 
     Attributes:
+        kind: ``score`` ranks what is there, ``train`` makes its zeros while it trains, ``dynamic`` leaves a model
+            that decides for each image what it computes.
         name: the key in the table.
         structure: what goes: whole channels, single weights, or nothing but what is zero already.
         exclude: modules that stay whole: a name (with all below it), a glob, or ``re:PATTERN``.
@@ -64,6 +68,8 @@ class Method(Closed):
         through_norms: channels may go that a layer norm or a mean runs over (the embedding of a transformer); its
             statistics are then those of the channels that stay, and so they are in the model that is compared with.
     """
+
+    kind: ClassVar[Literal["score", "train", "dynamic"]] = "score"
 
     name: str
     structure: Structure = "channel"
@@ -84,21 +90,30 @@ class Method(Closed):
 
     @property
     def budget_units(self) -> tuple[str, ...]:
-        """Which budgets this method can meet; empty when it takes none."""
+        """Which budgets this method can meet; ``none`` where it can do without, empty when it takes none."""
         return {
             "channel": ("flops", "params", "sparsity", "size", "latency", "layers"),
             "weight": ("sparsity", "layers"),
             "none": (),
         }[self.structure]
 
-    def hook(self, weights: Sequence[str], amount: float) -> Hook | None:
+    @property
+    def trains_last(self) -> bool:
+        """Whether all epochs of the recipe come after the last step to the budget, not some after each."""
+        return False
+
+    def progress(self, budget: Budget) -> list[float]:
+        """How much of the way to the budget is gone after each step."""
+        return budget.progress
+
+    def hook(self, weights: Sequence[str], budget: Budget | None) -> Hook | None:
         """What the method adds to training, where it is training that makes the zeros; None where scores do.
 
         Args:
             weights: names of the weights it may make zero.
-            amount: of the budget.
+            budget: of the recipe.
         """
-        del weights, amount
+        del weights, budget
         return None
 
     def channel_scores(self, evidence: Evidence, channels: Channels) -> NDArray[np.float64]:

@@ -2,10 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from prunecli.graph.tape import Example
+from prunecli.recipe.schema import Train
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a hook is told of the run that it takes part in.
+
+    Attributes:
+        rates: learning rate of every optimizer step.
+        settings: of the recipe.
+        images: so many training images without augmentation, in batches.
+        labelled: the same with their labels.
+        example: one input of the model.
+    """
+
+    rates: Sequence[float]
+    settings: Train
+    images: Callable[[int], Iterator[Tensor]]
+    labelled: Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+    example: Example
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return len(self.rates)
 
 
 class Hook:
@@ -18,8 +47,18 @@ class Hook:
 
     keeps_best = True
 
-    def attach(self, module: nn.Module, steps: int) -> None:
-        """Called once, before the optimizer is made: wrap parameters. `steps` is the length of the whole run."""
+    def attach(self, module: nn.Module, course: Course) -> None:
+        """Called once, before the optimizer is made: wrap parameters, freeze what stays."""
+
+    def optimizer(self, module: nn.Module, settings: Train) -> torch.optim.Optimizer | None:
+        """An optimizer in place of the recipe's. Groups with ``scheduled=False`` keep their own learning rate."""
+        del module, settings
+        return None
+
+    def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+        """Of one batch; `task` computes that of the recipe, and is the only one that reads labels."""
+        del forward, images
+        return task()
 
     def after_step(self, module: nn.Module, step: int) -> None:
         """Called after optimizer step number `step`, the first being 1."""
@@ -28,8 +67,16 @@ class Hook:
         """What progress shows beside the loss."""
         return {}
 
+    def predictions(self) -> Mapping[str, float]:
+        """What can be said before the first step; asked after `attach`."""
+        return {}
+
     def finalize(self, module: nn.Module) -> None:
         """Called once, at the end: leave a plain model."""
+
+    def outcomes(self) -> Mapping[str, float]:
+        """What came of the predictions, and what else is worth a report; asked after `finalize`."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What must be saved to continue, beside the module: tensors and plain values."""

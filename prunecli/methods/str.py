@@ -3,7 +3,7 @@
 Every layer's weight is ``S(W, g(s)) = sign(W) relu(|W| - g(s))`` with one learned s and g the sigmoid. The paper steers
 sparsity by the decay of s alone; here a common offset is added to every s and set, step by step, so that the whole
 network follows a cubic schedule and ends at the sparsity that was asked for, while each s goes on to learn how the
-layers share it.
+layers share it. Without a budget it is the paper's own control, after a check that the thresholds will wake up.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from prunecli.methods.base import Method
 
 if TYPE_CHECKING:
     from prunecli.methods.hook import Hook
+    from prunecli.recipe.schema import Budget
 
 
 class SoftThresholds(Method):
@@ -27,6 +28,8 @@ class SoftThresholds(Method):
         ramp: share of the run after which the asked sparsity is reached.
     """
 
+    kind = "train"
+
     name: Literal["str"]
     structure: Literal["weight"] = "weight"
     s_init: float = Field(-10.0, lt=0)
@@ -34,11 +37,12 @@ class SoftThresholds(Method):
 
     @property
     def budget_units(self) -> tuple[str, ...]:
-        """Zeros are what it makes."""
-        return ("sparsity",)
+        """Zeros are what it makes; without a budget the decay decides how many, as in the paper."""
+        return ("sparsity", "none")
 
-    def hook(self, weights: Sequence[str], amount: float) -> Hook:
-        """Thresholds on the named weights, up to a sparsity of `amount`."""
+    def hook(self, weights: Sequence[str], budget: Budget | None) -> Hook:
+        """Thresholds on the named weights, up to the sparsity of the budget."""
         from prunecli.methods.thresholds import Thresholds
 
-        return Thresholds(weights, amount, self.s_init, self.ramp)
+        sparsity = None if budget is None else budget.amount
+        return Thresholds(weights, sparsity, self.s_init, self.ramp)

@@ -17,6 +17,8 @@ _BUILTIN = {
     "magnitude": "prunecli.methods.magnitude:Magnitude",
     "random": "prunecli.methods.random:Random",
     "str": "prunecli.methods.str:SoftThresholds",
+    "grda": "prunecli.methods.grda:DirectionalPruning",
+    "gumbel": "prunecli.methods.gumbel:GumbelMasks",
     "batchnorm": "prunecli.methods.batchnorm:BatchNormScale",
     "fpgm": "prunecli.methods.fpgm:GeometricMedian",
     "taylor": "prunecli.methods.taylor:Taylor",

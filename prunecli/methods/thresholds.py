@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunecli.methods.hook import Hook
+from prunecli.errors import InputError
+from prunecli.methods.control import Ramp, smallest
+from prunecli.methods.hook import Course, Hook
 
-UPDATES = 200  # how often in a run the offset is set anew
-_LOWEST, _HIGHEST, _HALVINGS = -60.0, 20.0, 40
+_LOWEST, _HIGHEST = -60.0, 20.0  # between these a sigmoid goes from 0 to 1
+AWAKE = -10.0  # from here on a threshold is large enough to make zeros
 
 
 def soft(weight: Tensor, threshold: Tensor) -> Tensor:
@@ -51,28 +53,41 @@ class SoftThreshold(nn.Module):
 
 
 class Thresholds(Hook):
-    """Soft thresholds on some weights of a model.
+    """Soft thresholds on some weights of a model, steered by the decay of every s, or to a sparsity.
 
     Args:
         weights: names of the weights.
-        sparsity: share of zeros among them at the end, met to the last weight from above.
+        sparsity: share of zeros among them at the end, met to the last weight from above; None leaves it to decay.
         s_init: of every layer.
         ramp: share of the run in which the sparsity rises, as ``1 - (1 - p)^3``.
     """
 
     keeps_best = False
 
-    def __init__(self, weights: Sequence[str], sparsity: float, s_init: float, ramp: float) -> None:
+    def __init__(self, weights: Sequence[str], sparsity: float | None, s_init: float, ramp: float) -> None:
         self._names = list(weights)
         self._sparsity = sparsity
         self._s_init = s_init
-        self._ramp = ramp
-        self._steps = 1
+        self._share = ramp
+        self._ramp = Ramp(sparsity or 0.0, ramp, 1)
         self._now: dict[str, float] = {}
+        self._awake: float | None = None
+        self._zeros = 0.0
 
-    def attach(self, module: nn.Module, steps: int) -> None:
-        """Insert the thresholds; weights grow by theirs, so that no output changes."""
-        self._steps = steps
+    def attach(self, module: nn.Module, course: Course) -> None:
+        """Insert the thresholds; weights grow by theirs, so that no output changes.
+
+        Raises:
+            InputError: by decay alone no threshold would wake up in this run.
+        """
+        self._ramp = Ramp(self._sparsity or 0.0, self._share, course.steps)
+        self._awake = wake_up(course, self._s_init)
+        if self._sparsity is None and self._awake is None:
+            least = AWAKE * math.exp(decay_exponent(course))
+            raise InputError(
+                f"s_init {self._s_init:g} would not reach {AWAKE:g} in this run: nothing would become zero",
+                hint=f"method.s_init above {least:.4g}, more train.weight_decay, or budget: {{sparsity: 0.9}}",
+            )
         with torch.no_grad():
             for owner, attribute in self._places(module):
                 weight = getattr(owner, attribute)
@@ -80,16 +95,20 @@ class Thresholds(Hook):
                 weight.add_(weight.sign() * wrapped.threshold)
                 parametrize.register_parametrization(owner, attribute, wrapped, unsafe=True)
 
+    def predictions(self) -> Mapping[str, float]:
+        """The share of the run after which decay alone has woken the thresholds, and the sparsity."""
+        awake = {} if self._awake is None or self._sparsity is not None else {"wake-up": self._awake}
+        return awake if self._sparsity is None else {**awake, "sparsity": self._sparsity}
+
     def after_step(self, module: nn.Module, step: int) -> None:
         """Follow the schedule."""
-        if step % max(1, self._steps // UPDATES) and step != self._steps:
+        if not self._ramp.due(step):
             return
-        gone = min(1.0, step / (self._ramp * self._steps))
-        target = self._sparsity * (1 - (1 - gone) ** 3)
-        self._set_offset(module, target)
+        if self._sparsity is not None:
+            self._set_offset(module, self._ramp.at(step))
         layers = self._layers(module)
         mean = sum(float(p.threshold.detach()) for p, _ in layers) / len(layers)
-        self._now = {"sparsity": target, "threshold": mean}
+        self._now = {"sparsity": self._sparsity_of(layers), "threshold": mean}
 
     def figures(self) -> Mapping[str, float]:
         """Sparsity, and the mean threshold."""
@@ -97,9 +116,15 @@ class Thresholds(Hook):
 
     def finalize(self, module: nn.Module) -> None:
         """Meet the sparsity exactly and leave the weights as the layers used them."""
-        self._set_offset(module, self._sparsity)
+        if self._sparsity is not None:
+            self._set_offset(module, self._sparsity)
+        self._zeros = self._sparsity_of(self._layers(module))
         for owner, attribute in self._places(module):
             parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
+
+    def outcomes(self) -> Mapping[str, float]:
+        """The sparsity of the weights."""
+        return {"sparsity": self._zeros}
 
     def _places(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
         split = (name.rpartition(".") for name in self._names)
@@ -114,19 +139,35 @@ class Thresholds(Hook):
         return found
 
     @torch.no_grad()
+    def _sparsity_of(self, layers: list[tuple[SoftThreshold, Tensor]]) -> float:
+        zeros = sum(int((weight.abs() <= p.threshold).sum()) for p, weight in layers)
+        return zeros / sum(weight.numel() for _, weight in layers)
+
+    @torch.no_grad()
     def _set_offset(self, module: nn.Module, sparsity: float) -> None:
         """The smallest common offset at which so many weights are zero; more are with a larger one."""
-        layers = self._layers(module)
-        sizes = [weight.abs() for _, weight in layers]
-        wanted = math.ceil(sparsity * sum(size.numel() for size in sizes) - 1e-6)
+        layers = [(threshold, weight.abs()) for threshold, weight in self._layers(module)]
+        wanted = math.ceil(sparsity * sum(size.numel() for _, size in layers) - 1e-6)
 
-        def zeros(offset: float) -> int:
-            pairs = zip(layers, sizes, strict=True)
-            return sum(int((size <= p.at(p.offset.new_tensor(offset))).sum()) for (p, _), size in pairs)
+        def reached(offset: float) -> bool:
+            return sum(int((size <= p.at(p.offset.new_tensor(offset))).sum()) for p, size in layers) >= wanted
 
-        low, high = _LOWEST, _HIGHEST
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if zeros(middle) >= wanted else (middle, high)
+        offset = smallest(reached, _LOWEST, _HIGHEST)
         for threshold, _ in layers:
-            threshold.offset.fill_(high)
+            threshold.offset.fill_(offset)
+
+
+def decay_exponent(course: Course) -> float:
+    """By what power of e the decay alone shrinks a parameter: ``lambda sum(lr) / (1 - momentum)``."""
+    return course.settings.weight_decay * sum(course.rates) / (1 - course.settings.momentum)
+
+
+def wake_up(course: Course, s: float) -> float | None:
+    """The share of the run after which decay has brought s up to `AWAKE`; None where it never does."""
+    wanted = math.log(max(1.0, s / AWAKE))
+    gone = 0.0
+    for step, rate in enumerate(course.rates):
+        if gone >= wanted:
+            return step / course.steps
+        gone += course.settings.weight_decay * rate / (1 - course.settings.momentum)
+    return 1.0 if gone >= wanted else None

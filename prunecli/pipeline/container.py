@@ -20,6 +20,7 @@ from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
 from prunecli.model import Model, Opening, assign, from_checkpoint
+from prunecli.ranks import rank
 from prunecli.surgery.verify import random_example
 
 
@@ -35,6 +36,8 @@ class Provenance:
 
 def save(path: Path, model: Model, opened: Model, provenance: Provenance) -> int:
     """Write `model`; the file appears only if it reloads to bit-identical outputs.
+
+    Of several processes, which all hold the same model, the first one writes.
 
     Args:
         path: of the result.
@@ -57,6 +60,8 @@ def save(path: Path, model: Model, opened: Model, provenance: Provenance) -> int
         "versions": {"prunecli": version("prunecli"), "torch": torch.__version__},
         **asdict(provenance),
     }
+    if rank() != 0:
+        return 0
     tensors = dict(model.module.state_dict(keep_vars=True))
     write_tensors(path, tensors, metadata, _same_after_reload(model, opened))
     return path.stat().st_size

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor
+from torch import nn
 
 from prunecli.errors import DataError
 from prunecli.graph.tape import Example
@@ -32,28 +30,19 @@ def data_for(model: Model, text: str) -> Data:
 
 
 def measure_accuracy(model: Model, text: str | None) -> float | None:
-    """Top-1 on the test images, None without data."""
-    return None if text is None else accuracy(model.module, data_for(model, text).test)
+    """Top-1 on the test images, None without data or labels."""
+    return None if text is None else known_accuracy(model.module, data_for(model, text))
+
+
+def known_accuracy(module: nn.Module, data: Data | None) -> float | None:
+    """Top-1 on the test images, None without data or labels."""
+    return None if data is None or data.classes is None else accuracy(module, data.test)
 
 
 def real_example(model: Model, data: Data, count: int = 8) -> Example:
     """A batch of real test images."""
-    indices = torch.arange(min(count, len(data.test.labels)))
+    indices = torch.arange(min(count, len(data.test)))
     return Example((next(iter(data.test.batches([indices]))).to(model.dtype),))
-
-
-def labelled(data: Data, dtype: torch.dtype, seed: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many training images, drawn by the seed, with their labels, in batches of 64."""
-    labels = data.train.labels
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:count]
-    chosen = list(order.split(64))
-    for indices, images in zip(chosen, data.train.batches(chosen), strict=True):
-        yield images.to(dtype), labels[indices]
-
-
-def pictures_of(data: Data, dtype: torch.dtype, seed: int, count: int) -> Iterator[Tensor]:
-    """The same images without their labels."""
-    return (images for images, _ in labelled(data, dtype, seed, count))
 
 
 def evaluated(data: str | None, before: float | None, after: float | None) -> dict[str, str | float | None]:

@@ -14,9 +14,10 @@ from prunecli.model import DEFAULT, Model, Opening, open_model
 from prunecli.pipeline.container import Provenance, identity, parent_digest, save
 from prunecli.pipeline.evaluation import data_for, evaluated
 from prunecli.pipeline.figures import figures, source_bytes
+from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe, Train
 from prunecli.train.evaluate import accuracy
-from prunecli.train.loop import KeepZeros, Report, Saver, Trainer, ignore
+from prunecli.train.loop import KeepZeros, Report, ignore
 
 
 def finetune(
@@ -55,17 +56,16 @@ def finetune(
     check_output(output, *inputs, *([guide.path] if guide and guide.path else []))
     images = data_for(opened, recipe.data)
     before = figures(opened, opened.module, source_bytes(opened), accuracy(opened.module, images.test))
-    saver = _saver(recipe, settings, output, opened, guide, resume)
-    continued = resume and saver.path.exists()
     guided = None if guide is None else guide.module
-    trainer = Trainer(images, settings, recipe.seed, guided, [KeepZeros(opened.module)], saver, report)
-    trained = trainer.fit(opened.module)
+    known = _identity(recipe, settings, opened, guide)
+    training = Training(images, recipe.seed, guided, output, known, resume, report)
+    trained = training.fit(opened.module, settings, [KeepZeros(opened.module)])
     final = replace(opened, module=trained.module)
     reached = accuracy(final.module, images.test)
     verified, budget = _inherited(opened)
     evaluation = evaluated(recipe.data, before.accuracy, reached)
     size = save(output, final, opened, Provenance(_combined(opened, recipe), verified, budget, evaluation))
-    saver.path.unlink(missing_ok=True)
+    training.forget()
     return FinetuneFacts(
         model=opened.source,
         arch=None if opened.arch is None else str(opened.arch),
@@ -76,17 +76,16 @@ def finetune(
         budget=budget,
         output=str(output),
         seconds=round(time.monotonic() - started, 3),
-        notes=[*opened.notes, *(["continued from a saved state"] if continued else [])],
+        notes=[*opened.notes, *training.notes],
     )
 
 
-def _saver(recipe: Recipe, settings: Train, output: Path, opened: Model, guide: Model | None, resume: bool) -> Saver:
-    """The resumable state lies beside the output and belongs to exactly this run."""
-    run = identity(
+def _identity(recipe: Recipe, settings: Train, opened: Model, guide: Model | None) -> str:
+    """A resumable state belongs to exactly this run."""
+    return identity(
         parent_digest(opened), opened.arch, recipe.data, None if guide is None else parent_digest(guide),
         settings.model_dump(exclude={"save_seconds"}), recipe.seed,
     )  # fmt: skip
-    return Saver(output.with_name(f"{output.name}.resume"), run, resume, settings.save_seconds)
 
 
 def _inherited(model: Model) -> tuple[Verified | None, BudgetFacts | None]:

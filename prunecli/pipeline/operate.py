@@ -22,14 +22,17 @@ from prunecli.cost.budget import Search
 from prunecli.cost.latency import preferred_multiple
 from prunecli.errors import InputError, VerificationError
 from prunecli.facts import BudgetFacts, Verified
-from prunecli.graph.channels import Bools, Channels, written
+from prunecli.graph.channels import Bools, Channels, trace, written
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.methods.base import Evidence, Method, select
+from prunecli.methods.hook import Hook
+from prunecli.methods.widths import Restrict, excluding
 from prunecli.model import Model
-from prunecli.pipeline.evaluation import labelled, real_example
+from prunecli.pipeline.evaluation import real_example
 from prunecli.pipeline.limits import Limit, Solution, Stage, confirmed, limit_for
-from prunecli.recipe.schema import Budget, Recipe
+from prunecli.pipeline.training import Training
+from prunecli.recipe.schema import Budget, Recipe, Train
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.expand import expand
 from prunecli.surgery.fold import fold_batchnorm
@@ -38,6 +41,8 @@ from prunecli.surgery.probe import settle, survey
 from prunecli.surgery.strip import Stripped, strip
 from prunecli.surgery.verify import random_example, verify
 from prunecli.train.data import Data
+from prunecli.train.loop import KeepZeros
+from prunecli.train.split import labelled
 
 
 @dataclass(frozen=True)
@@ -61,23 +66,23 @@ class Operated:
 def operate(
     opened: Model,
     recipe: Recipe,
-    method: Method,
     data: Data | None,
     *,
     reference: Model | None = None,
     progress: float = 1.0,
     trained: bool = False,
+    training: Training | None = None,
 ) -> Operated:
     """Apply a method to a copy of the model.
 
     Args:
         opened: stays as it is.
-        recipe: gives budget, rounding and seed.
-        method: of the recipe.
+        recipe: gives method, budget, rounding and seed.
         data: real images for the proof, beside random ones.
         reference: what the budget is a share of, where `opened` was pruned before.
         progress: how much of the way to the budget is gone after this step.
         trained: the method's training has made the zeros of `opened` already.
+        training: for methods that train before they score.
 
     Raises:
         InputError: the budget is impossible, or nothing may be pruned.
@@ -87,8 +92,8 @@ def operate(
     tests = [random_example(example, recipe.seed)]
     if data is not None:
         tests.append(real_example(opened, data))
-    case = _Case(opened, reference or opened, wide, example, tests, recipe, method, progress, data)
-    made = "none" if trained else method.structure  # training has made the zeros
+    case = _Case(opened, reference or opened, wide, example, tests, recipe, progress, data, training)
+    made = "none" if trained else case.method.structure  # training has made the zeros
     result = OPERATIONS[made](case)
     for finish in FINISHES if progress == 1 else ():
         result = finish(case, result)
@@ -105,9 +110,15 @@ class _Case:
     example: Example
     tests: Sequence[Example]
     recipe: Recipe
-    method: Method
     progress: float
     data: Data | None
+    training: Training | None
+
+    @property
+    def method(self) -> Method:
+        """Of the recipe."""
+        method: Method = self.recipe.method
+        return method
 
     @property
     def budget(self) -> Budget:
@@ -122,19 +133,27 @@ class _Case:
 
     def evidence(self, module: nn.Module) -> Evidence:
         """What the method may look at, with the model as it is now."""
-        batches = None if self.data is None else partial(labelled, self.data, self.dtype, self.recipe.seed)
-        return Evidence(module, self.example, self.recipe.seed, batches)
+        home = torch.zeros((), dtype=self.dtype)
+        batches = None if self.data is None else partial(labelled, self.data.train, self.recipe.seed, home)
+        return Evidence(module, self.example, self.recipe.seed, batches, None if self.training is None else self.fit)
 
-    def exclude(self, channels: Channels) -> Channels:
-        """Freeze every group that a chosen module writes."""
-        names = [name for name, _ in self.opened.module.named_modules() if name]
-        chosen = select(self.method.exclude, names)
-        groups = {
-            group.name: "excluded by the recipe"
-            for group in channels.groups
-            if any(channels.slots[s].name.rpartition(".")[0] in chosen for s in group.slots)
-        }
-        return channels.freeze(groups) if groups else channels
+    def fit(self, settings: Train, hook: Hook) -> nn.Module:
+        """The model, trained in its own dtype."""
+        assert self.training is not None
+        module = restore_dtypes(copied(self.module), self.opened.module)
+        return self.training.fit(module, settings, [hook, KeepZeros(module)]).module
+
+    @property
+    def exclude(self) -> Restrict:
+        """Freezes every group that an excluded module writes."""
+        return excluding(self.opened.module, self.method.exclude)
+
+    def limit(self, stripped: Stripped, channels: Channels) -> Limit:
+        """Of the budget, on the stripped model."""
+        stage = Stage(
+            self.reference, self.opened, stripped.module, self.example, channels, stripped.journal, self.recipe
+        )
+        return limit_for(stage, self.progress)
 
     def strip(self, module: nn.Module) -> tuple[Stripped, Verified]:
         """What is zero goes, proven."""
@@ -143,14 +162,30 @@ class _Case:
 
 
 def _zeros(case: _Case) -> Operated:
-    """Strip what is there; where a method has trained for a sparsity, say which it reached."""
-    met = None
-    if case.recipe.budget is not None:
-        weights = prunable(case.module, case.method).values()
-        zeros = sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
-        met = BudgetFacts("sparsity", case.budget.amount, zeros)
+    """Strip what is there; where a method has trained for a budget, say what it reached."""
+    zeros = _sparsity(case)
     stripped, verified = case.strip(case.module)
+    met = None
+    if case.recipe.budget is not None and case.budget.unit == "sparsity":
+        met = BudgetFacts("sparsity", case.budget.amount, zeros)
+    elif case.recipe.budget is not None:
+        met = _reached(case, stripped)
     return Operated(stripped.module, stripped.journal, verified, stripped.removed, met)
+
+
+def _sparsity(case: _Case) -> float:
+    """Share of zeros among the prunable weights."""
+    weights = prunable(case.module, case.method).values()
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
+
+
+def _reached(case: _Case, stripped: Stripped) -> BudgetFacts:
+    """What the stripped model costs."""
+    channels = trace(stripped.module, case.example)
+    limit = limit_for(
+        Stage(case.reference, case.opened, stripped.module, case.example, channels, stripped.journal, case.recipe)
+    )
+    return limit.facts(limit.cost(np.ones(channels.count, dtype=np.bool_)))
 
 
 def _weights(case: _Case) -> Operated:
@@ -167,7 +202,9 @@ def _weights(case: _Case) -> Operated:
         count = math.ceil(asked * total - 1e-6) - gone
     _zero_least(chosen, scores, count)
     zeros = gone + sum(int((weight == 0).sum()) for weight in chosen.values())
-    return replace(_zeros(case), budget=BudgetFacts("sparsity", asked, zeros / total))
+    stripped, verified = case.strip(case.module)
+    met = BudgetFacts("sparsity", asked, zeros / total)
+    return Operated(stripped.module, stripped.journal, verified, stripped.removed, met)
 
 
 def _shared_out(case: _Case, weights: dict[str, Tensor], scores: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -212,8 +249,7 @@ def _channels(case: _Case) -> Operated:
         raise InputError(
             "no prunable channel: every group is frozen", hint="prunecli analyze --why LAYER tells the reason"
         )
-    stage = Stage(case.reference, case.opened, stripped.module, case.example, channels, stripped.journal, case.recipe)
-    limit = limit_for(stage, case.progress)
+    limit = case.limit(stripped, channels)
     channels, removed, figure = _choose(case, stripped.module, channels, limit)
     smaller, journal = cut(stripped.module, channels, removed)
     proof = verify(masked(stripped.module, channels, removed), smaller, case.tests, case.dtype)

@@ -124,14 +124,15 @@ def _cross_check(recipe: Recipe, where: str) -> None:
     wants = getattr(recipe.method, "budget_units", None)
     if recipe.method is None or wants is None:
         return
-    if not wants and recipe.budget is not None:
+    units = [unit for unit in wants if unit != "none"]
+    if not units and recipe.budget is not None:
         raise RecipeError(f"{where}: method {recipe.method.name} takes no budget", hint="remove the budget")
-    if wants and recipe.budget is None:
+    if wants and "none" not in wants and recipe.budget is None:
         raise RecipeError(f"{where}: method {recipe.method.name} needs a budget", hint="budget: {flops: 0.5}")
     if wants and recipe.budget is not None and recipe.budget.unit not in wants:
         raise RecipeError(
-            f"{where}: this method cannot meet a {recipe.budget.unit} budget (it can meet {', '.join(wants)})",
-            hint="single weights make no FLOPs go away; use structure: channel" if "flops" not in wants else "",
+            f"{where}: this method cannot meet a {recipe.budget.unit} budget (it can meet {', '.join(units)})",
+            hint="single weights make no FLOPs go away; use structure: channel" if "flops" not in units else "",
         )
 
 

@@ -124,7 +124,8 @@ class Train(Closed):
     """Training or fine-tuning. Epochs may be 0: then nothing is trained."""
 
     epochs: int = Field(10, ge=0)
-    batch_size: int = Field(128, ge=1)
+    batch_size: int = Field(128, ge=1, description="images of one forward pass, on each process")
+    accumulate: int = Field(1, ge=1, description="forward passes of one optimizer step")
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = Field(0.01, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -141,6 +142,7 @@ class Train(Closed):
     validation: float = Field(0.05, ge=0, lt=1, description="share of the training images held out")
     device: str = "auto"
     bf16: bool = False
+    compile: bool = False
     channels_last: bool = False
     save_seconds: float = Field(60.0, ge=0, description="how often a resumable state is written")
 

@@ -5,6 +5,7 @@
     imagenet:ROOT               the same, with val/
     cifar10[:ROOT]  cifar100[:ROOT]  fashionmnist[:ROOT]      from torchvision; without ROOT they are downloaded
     fake:3x32x32                random pixels and labels
+    images:PATH                 a folder of images without labels, also in folders below it
     path/to/data.py:build       a function that returns (train, test)
 
 ``?mean=0.49,0.48,0.45&std=0.2,0.2,0.2`` at the end replaces the normalisation.
@@ -29,7 +30,7 @@ from torch import Tensor
 from prunecli.arch.registry import user_function
 from prunecli.cache import cache_dir
 from prunecli.errors import DataError
-from prunecli.train.split import ArraySplit, DatasetSplit, FileSplit, Normalisation, Split, read_image
+from prunecli.train.split import ArraySplit, DatasetSplit, FileSplit, Normalisation, Split, image_of, read_image
 from prunecli.units import parse_shape
 
 COLOUR = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -40,12 +41,12 @@ _FORMATS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: two splits, opened when they are used, and the number of classes."""
+    """A data set: two splits, opened when they are used, and the number of classes, None where it has no labels."""
 
     name: str
     open_train: Callable[[], Split]
     open_test: Callable[[], Split]
-    classes: int
+    classes: int | None
 
     @cached_property
     def train(self) -> Split:
@@ -114,7 +115,7 @@ def _check_fit(data: Data, wanted: _Wanted) -> None:
             f"{data.name}: the images are {found}, the model takes {asked}",
             hint=f"another data set, or --input 1x{found} if the network can take that",
         )
-    if data.classes != wanted.classes:
+    if data.classes not in (None, wanted.classes):
         raise DataError(
             f"{data.name} has {data.classes} classes, the model has {wanted.classes} outputs",
             hint="check the data set, or the num_classes of the architecture",
@@ -157,6 +158,15 @@ def _folder(text: str, place: str, wanted: _Wanted, normalise: Normalisation) ->
     )
 
 
+def _images(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> Data:
+    root = Path(place).expanduser()
+    paths = tuple(sorted(str(p) for p in root.rglob("*") if p.suffix.lower() in _FORMATS)) if place else ()
+    if not paths:
+        raise DataError(f"{place or '(empty)'} holds no images (from {text!r})", hint=f"known: {', '.join(_FORMATS)}")
+    split = _split(root, paths, None, wanted.shape, normalise)
+    return Data(text, lambda: split, lambda: split, classes=None)
+
+
 def _classes(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
 
@@ -170,7 +180,13 @@ def _files(folder: Path, classes: list[str], shape: tuple[int, ...], normalise: 
     ]
     if not found:
         raise DataError(f"{folder} holds no images", hint=f"known formats: {', '.join(_FORMATS)}")
-    paths, labels = tuple(p for p, _ in found), torch.tensor([n for _, n in found])
+    return _split(folder, tuple(p for p, _ in found), torch.tensor([n for _, n in found]), shape, normalise)
+
+
+def _split(
+    folder: Path, paths: tuple[str, ...], labels: Tensor | None, shape: tuple[int, ...], normalise: Normalisation
+) -> Split:
+    """Small images in memory, large ones from their files."""
     size = _first_image(paths[0], shape[0])
     if max(size[1:]) <= SMALL:
         return ArraySplit(_decoded(folder, paths, size), labels, normalise)
@@ -272,25 +288,27 @@ def _user(text: str) -> Data:
     if not isinstance(built, list | tuple) or len(built) != 2:
         raise DataError(f"{text} returned {type(built).__name__}, expected (train, test)")
     train, test = (_user_split(text, part) for part in built)
-    return Data(text, lambda: train, lambda: test, classes=int(max(train.labels.max(), test.labels.max())) + 1)
+    labelled = train.labelled and test.labelled
+    classes = int(max(train.labels.max(), test.labels.max())) + 1 if labelled else None
+    return Data(text, lambda: train, lambda: test, classes)
 
 
-def _user_split(text: str, part: Any) -> Split:
+def _user_split(text: str, part: Any) -> ArraySplit | DatasetSplit:
     if isinstance(part, list | tuple) and len(part) == 2:
-        images, labels = (torch.as_tensor(x) for x in part)
-        if images.ndim != 4 or len(images) != len(labels):
+        images, labels = torch.as_tensor(part[0]), None if part[1] is None else torch.as_tensor(part[1]).long()
+        if images.ndim != 4 or (labels is not None and len(images) != len(labels)):
             raise DataError(f"{text}: expected images (N, C, H, W) and labels (N,)")
-        return ArraySplit(images, labels.long(), GREY if images.shape[1] == 1 else COLOUR)
+        return ArraySplit(images, labels, GREY if images.shape[1] == 1 else COLOUR)
     if not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
         raise DataError(f"{text}: each split is (images, labels) or a torch Dataset, not {type(part).__name__}")
-    labels = torch.tensor([int(part[i][1]) for i in range(len(part))])
-    return DatasetSplit(part, labels, tuple(torch.as_tensor(part[0][0]).shape))
+    return DatasetSplit(part, tuple(image_of(part[0]).shape))
 
 
 SETS: dict[str, Callable[[str, str, _Wanted, Normalisation], Data]] = {
     "digits": _digits,
     "folder": _folder,
     "imagenet": _folder,
+    "images": _images,
     "cifar10": _torchvision("CIFAR10"),
     "cifar100": _torchvision("CIFAR100"),
     "fashionmnist": _torchvision("FashionMNIST"),

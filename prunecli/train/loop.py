@@ -1,33 +1,37 @@
-"""The one training loop: fine-tuning now, and every method that trains.
+"""The one training loop: fine-tuning, and every method that trains.
 
 A run is a pure function of (weights, data, settings, seed) on one CPU: the order of the images and their
 augmentation follow from seed and epoch, the learning rate from the step. What cannot be computed again
 (weights, optimizer, averages, random state) is saved now and then, so a killed run continues bit for bit.
+Under ``torchrun`` every process takes its part of each step.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from prunecli.device import usable
-from prunecli.errors import CheckpointError, InputError
 from prunecli.graph.copying import copied
-from prunecli.graph.tape import output_tensors
-from prunecli.methods.hook import Hook
-from prunecli.recipe.schema import Distill, Train
+from prunecli.graph.tape import Example
+from prunecli.methods.hook import Course, Hook
+from prunecli.ranks import world
+from prunecli.recipe.schema import Train
 from prunecli.train.data import Data
-from prunecli.train.evaluate import accuracy, in_batches
+from prunecli.train.evaluate import accuracy
+from prunecli.train.loss import Loss
+from prunecli.train.order import Order
+from prunecli.train.parallel import own_device, share, synchronised, together, total
 from prunecli.train.schedule import learning_rate
-
-AUXILIARY = 0.3  # weight of auxiliary heads (Szegedy et al. 2015)
+from prunecli.train.split import labelled, pictures
+from prunecli.train.state import Saver
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,17 @@ class KeepZeros(Hook):
 
 @dataclass(frozen=True)
 class Fit:
-    """The trained model (the best by validation) and its validation accuracy after each epoch."""
+    """The trained model (the best by validation), its validation accuracy after each epoch, and what a method says.
+
+    Attributes:
+        predictions: by name, made before the first step.
+        outcomes: by name, found at the end.
+    """
 
     module: nn.Module
     accuracies: list[float]
+    predictions: Mapping[str, float] = field(default_factory=dict)
+    outcomes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -92,9 +103,11 @@ class _Run:
     """All that changes while training."""
 
     module: nn.Module
+    forward: Callable[[Tensor], Any]
     optimizer: torch.optim.Optimizer
     average: torch.optim.swa_utils.AveragedModel | None
     hooks: Sequence[Hook]
+    bf16: bool
     step: int = 0
     accuracies: list[float] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
@@ -103,6 +116,11 @@ class _Run:
     def result(self) -> nn.Module:
         """The weights that count: the average where there is one."""
         return self.average.module if self.average is not None else self.module
+
+    def quiet(self, more: bool) -> AbstractContextManager[None]:
+        """Gradients are averaged over processes with the last part of a step only."""
+        parallel = more and isinstance(self.forward, nn.parallel.DistributedDataParallel)
+        return self.forward.no_sync() if parallel else nullcontext()  # type: ignore[attr-defined]
 
     def state(self) -> dict[str, Any]:
         return {
@@ -125,44 +143,6 @@ class _Run:
             hook.restore(saved)
         self.step, self.accuracies, self.best = state["step"], state["accuracies"], state["best"]
         torch.set_rng_state(state["random"])
-
-
-@dataclass(frozen=True)
-class Saver:
-    """Where the resumable state goes, what identifies the run, and whether to continue from it."""
-
-    path: Path
-    identity: str
-    resume: bool = False
-    seconds: float = 60.0
-
-    def save(self, run: _Run) -> None:
-        """Write the state whole or not at all."""
-        from prunecli.checkpoint.write import atomic
-
-        with atomic(self.path) as stream:
-            torch.save({"identity": self.identity, **run.state()}, stream)
-
-    def load(self) -> dict[str, Any] | None:
-        """The saved state, or None where there is none yet.
-
-        Raises:
-            InputError: the state is damaged or belongs to another run.
-        """
-        if not self.resume or not self.path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise CheckpointError(
-                f"{self.path} cannot be read: {error}", hint="start again without --resume"
-            ) from error
-        if state.get("identity") != self.identity:
-            raise InputError(
-                f"{self.path} belongs to another run (other model, data or settings)",
-                hint="give the same arguments as before, or start again without --resume",
-            )
-        return state
 
 
 @dataclass(frozen=True)
@@ -195,142 +175,169 @@ class Trainer:
         """
         device, layout = _device(self.settings.device), _layout(self.settings)
         student = copied(module).to(device).to(memory_format=layout)
-        for hook in self.hooks:
-            hook.attach(student, self._steps)
-        run = _Run(student, _optimizer(student, self.settings), _average(student, self.settings), self.hooks)
         teacher = None if self.teacher is None else copied(self.teacher).eval().to(device)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), together(device):
             torch.manual_seed(self.seed)
+            for hook in self.hooks:
+                hook.attach(student, self._course(student))
+            predictions = {name: value for hook in self.hooks for name, value in hook.predictions().items()}
+            run = _Run(
+                student, _forward(student, self.settings), _optimizer(student, self.settings, self.hooks),
+                _average(student, self.settings), self.hooks, self.settings.bf16,
+            )  # fmt: skip
             saved = self.saver.load() if self.saver else None
             if saved is not None:
                 run.restore(saved)
-            self._train(run, _Loss(self.settings, teacher))
-        result = run.result
-        if run.best is not None and all(hook.keeps_best for hook in self.hooks):
-            result.load_state_dict(run.best)
-        for hook in self.hooks:
-            hook.finalize(result)
-        return Fit(result.to("cpu").to(memory_format=torch.contiguous_format).eval(), run.accuracies)
+            with synchronised(student):
+                self._train(run, Loss(self.settings, teacher))
+            if self.saver is not None:
+                self.saver.save(run.state())
+            result = run.result
+            if run.best is not None and all(hook.keeps_best for hook in self.hooks):
+                result.load_state_dict(run.best)
+            for hook in self.hooks:
+                hook.finalize(result)
+            outcomes = {name: value for hook in self.hooks for name, value in hook.outcomes().items()}
+        finished = result.to("cpu").to(memory_format=torch.contiguous_format).eval()
+        learned = {name: p.requires_grad for name, p in module.named_parameters()}
+        for name, parameter in finished.named_parameters():  # hooks freeze what stays
+            parameter.requires_grad_(learned.get(name, True))
+        return Fit(finished, run.accuracies, predictions, outcomes)
 
     @property
-    def _steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        kept, _ = _hold_out(len(self.data.train.labels), self.settings.validation, self.seed)
-        return self.settings.epochs * -(-len(kept) // self.settings.batch_size)
+    def _order(self) -> Order:
+        return Order(len(self.data.train), self.settings, self.seed)
 
-    def _train(self, run: _Run, loss_of: _Loss) -> None:
-        settings, labels, steps = self.settings, self.data.train.labels, self._steps
-        kept, held_out = _hold_out(len(labels), settings.validation, self.seed)
-        per_epoch = -(-len(kept) // settings.batch_size)
+    def _course(self, student: nn.Module) -> Course:
+        order, home = self._order, next(student.parameters())
+        rates = [learning_rate(self.settings, step, order.steps, order.per_epoch) for step in range(order.steps)]
+        images = partial(pictures, self.data.train, self.seed, home)
+        both = partial(labelled, self.data.train, self.seed, home)
+        return Course(rates, self.settings, images, both, Example((next(images(1)),)))
+
+    def _train(self, run: _Run, loss_of: Loss) -> None:
+        settings, order = self.settings, self._order
         started = saved_at = time.monotonic()
         seen = 0
-        while run.step < steps:
-            epoch, position = divmod(run.step, per_epoch)
-            order = kept[torch.randperm(len(kept), generator=_generator(self.seed, epoch))]
-            batches = in_batches(order, settings.batch_size)[position:]
-            augment = (self.seed + 1) * 100_003 + epoch if settings.augment else None
-            for chosen, images in zip(batches, self.data.train.batches(batches, augment), strict=True):
-                rate = learning_rate(settings, run.step, steps, per_epoch)
-                loss = _step(run, loss_of, images, labels[chosen], rate)
-                seen += len(chosen)
-                finished = run.step % per_epoch == 0
-                if finished and len(held_out):
-                    _validate(run, self.data, held_out)
+        while run.step < order.steps:
+            epoch, position = divmod(run.step, order.per_epoch)
+            for parts in self._batches(run, epoch, position, loss_of):
+                rate = learning_rate(settings, run.step, order.steps, order.per_epoch)
+                loss = _step(run, parts, rate)
+                seen += settings.batch_size * settings.accumulate * world()
+                finished = run.step % order.per_epoch == 0
+                if finished and len(order.held_out):
+                    _validate(run, self.data, order.held_out)
                 known = run.accuracies[-1] if run.accuracies else None
                 speed = seen / (time.monotonic() - started)
                 own = {name: value for hook in run.hooks for name, value in hook.figures().items()}
-                self.report(Tick(epoch, settings.epochs, run.step, steps, loss, speed, known, finished, own))
+                self.report(Tick(epoch, settings.epochs, run.step, order.steps, loss, speed, known, finished, own))
                 if self.saver and time.monotonic() - saved_at >= self.saver.seconds:
-                    self.saver.save(run)
+                    self.saver.save(run.state())
                     saved_at = time.monotonic()
 
+    def _batches(self, run: _Run, epoch: int, position: int, loss_of: Loss) -> Iterator[list[_Batch]]:
+        """What each of the remaining steps of an epoch computes."""
+        split, steps = self.data.train, self._order.epoch(epoch)[position:]
+        home = next(run.module.parameters())
+        augment = (self.seed + 1) * 100_003 + epoch if self.settings.augment else None
+        found = split.batches([part.indices for parts in steps for part in parts], augment)
 
-def _step(run: _Run, loss_of: _Loss, images: Tensor, labels: Tensor, rate: float) -> float:
+        def task(images: Tensor, indices: Tensor) -> Tensor:
+            return loss_of(run.forward, images, split.labels[indices].to(home.device))
+
+        for parts in steps:
+            pairs = [(part, next(found).to(home.device, home.dtype)) for part in parts]
+            yield [
+                _Batch(
+                    images.to(memory_format=_layout(self.settings)), partial(task, images, part.indices), part.weight
+                )
+                for part, images in pairs
+            ]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images, the loss of the recipe on them, and how much it counts."""
+
+    images: Tensor
+    task: Callable[[], Tensor]
+    weight: float
+
+
+def _step(run: _Run, batches: Sequence[_Batch], rate: float) -> float:
+    """Accumulate the gradients of some batches, then move once. Returns the loss of this process."""
     run.module.train()
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    loss = loss_of(run.module, images, labels)
+        if group.get("scheduled", True):
+            group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    mean = 0.0
+    for number, batch in enumerate(batches, 1):
+        with run.quiet(number < len(batches)):
+            loss = _loss(run, batch) * (batch.weight / len(batches))
+            loss.backward()
+        mean += float(loss.detach())
     run.optimizer.step()
     for hook in run.hooks:
         hook.after_step(run.module, run.step + 1)
     if run.average is not None:
         run.average.update_parameters(run.module)
     run.step += 1
-    return float(loss.detach())
+    return mean
+
+
+def _loss(run: _Run, batch: _Batch) -> Tensor:
+    """Each hook in turn may add to the loss, or put another in its place."""
+    task = batch.task
+    for hook in run.hooks:
+        task = partial(hook.loss, task, run.forward, batch.images)
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=run.bf16):
+        return task()
 
 
 def _validate(run: _Run, data: Data, held_out: Tensor) -> None:
     """Keep the weights where they are the best so far."""
-    now = accuracy(run.result, data.train, held_out)
+    mine = share(held_out)
+    now = total(accuracy(run.result, data.train, mine) * len(mine)) / len(held_out)
     if not run.accuracies or now >= max(run.accuracies):
         run.best = {name: t.detach().cpu().clone() for name, t in run.result.state_dict().items()}
     run.accuracies.append(now)
-
-
-class _Loss:
-    """Cross entropy, plus auxiliary heads and distillation where there are any."""
-
-    def __init__(self, settings: Train, teacher: nn.Module | None) -> None:
-        self._settings = settings
-        self._teacher = teacher
-
-    def __call__(self, module: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        home = next(module.parameters())
-        images = images.to(home.device).to(memory_format=_layout(self._settings))
-        labels = labels.to(home.device)
-        with torch.autocast(home.device.type, torch.bfloat16, enabled=self._settings.bf16):
-            main, *others = output_tensors(module(images))
-            loss = self._classify(main, labels)
-            for other in (o for o in others if o.shape == main.shape):
-                loss = loss + AUXILIARY * self._classify(other, labels)
-            return loss if self._teacher is None else self._distil(loss, main, images)
-
-    def _classify(self, found: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(found.float(), labels, label_smoothing=self._settings.label_smoothing)
-
-    def _distil(self, loss: Tensor, found: Tensor, images: Tensor) -> Tensor:
-        assert self._teacher is not None
-        distill = self._settings.distill or Distill()
-        weight, heat = distill.weight, distill.temperature
-        with torch.no_grad():
-            target = F.log_softmax(output_tensors(self._teacher(images))[0].float() / heat, 1)
-        divergence = F.kl_div(F.log_softmax(found.float() / heat, 1), target, log_target=True, reduction="batchmean")
-        return (1 - weight) * loss + weight * heat**2 * divergence
 
 
 def _layout(settings: Train) -> torch.memory_format:
     return torch.channels_last if settings.channels_last else torch.preserve_format
 
 
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed + 1) * 1_000_003 + epoch)
-
-
-def _hold_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on, and indices to validate on."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    held_out = round(count * share)
-    return order[held_out:].sort().values, order[:held_out].sort().values
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return usable(name, "train.device: auto, cpu or cuda")
+        return own_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return own_device(usable(name, "train.device: auto, cpu or cuda"))
 
 
-def _optimizer(module: nn.Module, settings: Train) -> torch.optim.Optimizer:
-    """Norms and biases are not decayed with AdamW; with SGD everything is, as in the papers."""
+def _forward(module: nn.Module, settings: Train) -> Callable[[Tensor], Any]:
+    """What is called in training: compiled where asked, gradients averaged over all processes."""
+    called: Any = torch.compile(module) if settings.compile else module
+    if world() == 1:
+        return called  # type: ignore[no-any-return]
+    return nn.parallel.DistributedDataParallel(called, broadcast_buffers=False, find_unused_parameters=True)
+
+
+def _optimizer(module: nn.Module, settings: Train, hooks: Sequence[Hook]) -> torch.optim.Optimizer:
+    """That of a hook, or else the recipe's: biases and norms are not decayed with AdamW; with SGD all are."""
+    brought = next((found for hook in hooks if (found := hook.optimizer(module, settings)) is not None), None)
+    if brought is not None:
+        return brought
+    free = [p for p in module.parameters() if p.requires_grad]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
-            module.parameters(), settings.lr, settings.momentum,
+            free, settings.lr, settings.momentum,
             weight_decay=settings.weight_decay, nesterov=settings.nesterov and settings.momentum > 0,
         )  # fmt: skip
-    matrices = [p for p in module.parameters() if p.ndim > 1]
-    vectors = [p for p in module.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": [p for p in free if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in free if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, settings.lr)
 
 

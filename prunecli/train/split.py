@@ -1,7 +1,7 @@
 """One split of a data set, as batches of normalised images.
 
 Small images live decoded in memory as uint8 and are augmented a batch at a time; large ones are read by workers.
-What a batch contains depends on (seed, indices) alone, so a resumed run sees the same pixels.
+What an image looks like depends on (seed, index) alone: a resumed run, and one on more processes, see the same pixels.
 """
 
 from __future__ import annotations
@@ -9,10 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from prunecli.errors import DataError
 
 WORKERS = min(8, os.cpu_count() or 1)
 
@@ -33,6 +38,9 @@ class Normalisation:
 class Split(Protocol):
     """What the loop needs of a split."""
 
+    def __len__(self) -> int:
+        """How many images."""
+
     @property
     def labels(self) -> Tensor:
         """(N,) int64."""
@@ -45,14 +53,39 @@ class Split(Protocol):
         """Normalised float32 images (B, C, H, W) for each tensor of indices; augmented where a seed is given."""
 
 
+def insisted(labels: Tensor | None) -> Tensor:
+    """Labels, where there are any.
+
+    Raises:
+        DataError: there are none.
+    """
+    if labels is None:
+        raise DataError("these images have no labels", hint="data with labels, such as folder:PATH")
+    return labels
+
+
 @dataclass(frozen=True)
 class ArraySplit:
     """Images in memory: uint8, or float images that are taken as they are."""
 
     images: Tensor  # (N, C, H, W)
-    labels: Tensor
+    known: Tensor | None  # (N,) labels
     normalise: Normalisation
     flip: bool = True
+
+    def __len__(self) -> int:
+        """See `Split`."""
+        return len(self.images)
+
+    @property
+    def labels(self) -> Tensor:
+        """See `Split`."""
+        return insisted(self.known)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it has labels."""
+        return self.known is not None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,21 +97,39 @@ class ArraySplit:
         for indices in batches:
             images = self.images[indices]
             if augment_seed is not None:
-                generator = torch.Generator().manual_seed(hash((augment_seed, *indices[:4].tolist())) & 0x7FFFFFFF)
-                images = crop_and_flip(images, generator, self.flip)
+                images = crop_and_flip(images, uniform(augment_seed, indices, 3), self.flip)
             yield images if images.is_floating_point() else self.normalise(images)
 
 
-def crop_and_flip(images: Tensor, generator: torch.Generator, flip: bool) -> Tensor:
-    """Random shifts by up to an eighth of the image (zeros come in), and mirror images, (N, C, H, W)."""
+def uniform(seed: int, indices: Tensor, count: int) -> Tensor:
+    """(N, count) numbers in [0, 1) that depend on seed and index alone, in whatever batch an image comes.
+
+    The finaliser of SplitMix64 (Steele, Lea and Flood 2014) over counters.
+    """
+    u64 = np.uint64
+    counters = indices.numpy().astype(u64)[:, None] * u64(count) + np.arange(1, count + 1, dtype=u64)
+    bits: NDArray[Any] = (counters + (u64(seed) << u64(32))) * u64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> u64(30))) * u64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> u64(27))) * u64(0x94D049BB133111EB)
+    bits = bits ^ (bits >> u64(31))
+    return torch.from_numpy((bits >> u64(11)).astype(np.float64) * 2.0**-53)
+
+
+def crop_and_flip(images: Tensor, draws: Tensor, flip: bool) -> Tensor:
+    """Random shifts by up to an eighth of the image (zeros come in), and mirror images, (N, C, H, W).
+
+    Args:
+        images: (N, C, H, W).
+        draws: (N, 3) uniform in [0, 1).
+        flip: whether half of them are mirrored.
+    """
     count, _, height, width = images.shape
     pad = max(1, height // 8)
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-    shifts = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
-    rows, columns = shifts[0] + torch.arange(height), shifts[1] + torch.arange(width)
+    shifts = (draws[:, :2] * (2 * pad + 1)).long()
+    rows, columns = shifts[:, :1] + torch.arange(height), shifts[:, 1:] + torch.arange(width)
     if flip:
-        mirrored = torch.rand(count, 1, generator=generator) < 0.5
-        columns = torch.where(mirrored, columns.flip(1), columns)
+        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
     picked = padded[torch.arange(count)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return picked.permute(0, 3, 1, 2).contiguous()
 
@@ -88,9 +139,18 @@ class FileSplit:
     """Images in files, read by worker processes: random resized crops to train, a centre crop to test."""
 
     paths: tuple[str, ...]
-    labels: Tensor
+    known: Tensor | None  # (N,) labels
     shape: tuple[int, ...]
     normalise: Normalisation
+
+    def __len__(self) -> int:
+        """See `Split`."""
+        return len(self.paths)
+
+    @property
+    def labels(self) -> Tensor:
+        """See `Split`."""
+        return insisted(self.known)
 
     def batches(self, batches: Sequence[Tensor], augment_seed: int | None = None) -> Iterator[Tensor]:
         """See `Split`."""
@@ -127,7 +187,6 @@ class _Reader(torch.utils.data.Dataset[Tensor]):
 
 def read_image(path: str, channels: int) -> Tensor:
     """Decode one file to uint8 (C, H, W)."""
-    import numpy as np
     from PIL import Image
 
     with Image.open(path) as image:
@@ -140,11 +199,52 @@ class DatasetSplit:
     """A user's own ``torch.utils.data.Dataset`` of (image, label); it augments by itself, if at all."""
 
     dataset: Any
-    labels: Tensor
     shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """See `Split`."""
+        return len(self.dataset)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Read when they are asked for: a method that needs none never touches them."""
+        return torch.tensor([int(self.dataset[i][1]) for i in range(len(self.dataset))])
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the first item has a label that can be read."""
+        try:
+            int(self.dataset[0][1])
+        except Exception:  # whatever a user's data set raises
+            return False
+        return True
 
     def batches(self, batches: Sequence[Tensor], augment_seed: int | None = None) -> Iterator[Tensor]:
         """See `Split`."""
         del augment_seed
         for indices in batches:
-            yield torch.stack([torch.as_tensor(self.dataset[i][0]) for i in indices.tolist()])
+            yield torch.stack([image_of(self.dataset[i]) for i in indices.tolist()])
+
+
+def image_of(item: Any) -> Tensor:
+    """Of an item of a data set, with or without a label."""
+    return item if isinstance(item, Tensor) else torch.as_tensor(item[0])
+
+
+def draw(split: Split, seed: int, home: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """So many images, drawn by the seed, in batches of 64: indices, and pixels in the dtype and place of `home`."""
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = list(order.split(64))
+    for indices, images in zip(chosen, split.batches(chosen), strict=True):
+        yield indices, images.to(home.device, home.dtype)
+
+
+def pictures(split: Split, seed: int, home: Tensor, count: int) -> Iterator[Tensor]:
+    """The same without the indices."""
+    return (images for _, images in draw(split, seed, home, count))
+
+
+def labelled(split: Split, seed: int, home: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same with their labels."""
+    drawn = draw(split, seed, home, count)
+    return ((images, split.labels[indices].to(home.device)) for indices, images in drawn)

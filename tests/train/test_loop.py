@@ -18,11 +18,13 @@ from torch import nn
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.errors import InputError
+from prunecli.methods.hook import Hook
 from prunecli.recipe.schema import Distill, Train
 from prunecli.train.data import open_data
 from prunecli.train.evaluate import accuracy
-from prunecli.train.loop import Hook, KeepZeros, Saver, Tick, Trainer
+from prunecli.train.loop import KeepZeros, Tick, Trainer
 from prunecli.train.schedule import learning_rate
+from prunecli.train.state import Saver
 
 DATA = open_data("digits", (1, 8, 8), 10)
 

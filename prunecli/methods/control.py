@@ -1,0 +1,41 @@
+"""What makes a method that learns its own sparsity meet the one that was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+UPDATES = 200  # how often in a run the control looks
+_HALVINGS = 50
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A cubic way to the target (Zhu and Gupta 2017, arXiv 1710.01878, equation 1): most of it goes early.
+
+    Attributes:
+        target: reached at the end of the ramp.
+        share: of the run, after which it ends.
+        steps: of the run.
+    """
+
+    target: float
+    share: float
+    steps: int
+
+    def due(self, step: int) -> bool:
+        """Whether the control looks after this step."""
+        return step % max(1, self.steps // UPDATES) == 0 or step == self.steps
+
+    def at(self, step: int) -> float:
+        """What should be reached after this step."""
+        gone = min(1.0, step / (self.share * self.steps))
+        return self.target * (1 - (1 - gone) ** 3)
+
+
+def smallest(reached: Callable[[float], bool], low: float, high: float) -> float:
+    """The smallest number in [low, high] at which something monotone is reached; `high` where it never is."""
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high

@@ -1,0 +1,357 @@
+"""Sampled masks as parametrizations, over weights or over channels, and the control that makes them meet a budget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from prunecli.graph.copying import copied
+from prunecli.methods.base import Evidence
+from prunecli.methods.control import Ramp, smallest
+from prunecli.methods.hook import Course, Hook
+from prunecli.methods.magnitude import Magnitude
+from prunecli.methods.scope import ranks
+from prunecli.methods.widths import excluding, widths_of
+from prunecli.recipe.schema import Budget, Train
+from prunecli.surgery.recover import recalibrate
+
+if TYPE_CHECKING:
+    from prunecli.methods.gumbel import GumbelMasks
+
+_WIDEST = 80.0  # beyond this a chance is 0 or 1
+CALIBRATION = 1024  # images for the batch norms of the network that is left
+
+
+class Sampled(torch.autograd.Function):
+    """``1[x > 0]`` forward, ``sigmoid(x / tau)`` backward: the straight-through Gumbel-Softmax of two classes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tau: float) -> Tensor:
+        """x is logit plus noise, of any shape."""
+        ctx.save_for_backward(x)
+        ctx.tau = tau
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        """``q (1 - q) / tau``."""
+        (x,) = ctx.saved_tensors
+        q = torch.sigmoid(x / ctx.tau)
+        return grads[0] * q * (1 - q) / ctx.tau, None
+
+
+def sample(logits: Tensor, tau: float) -> Tensor:
+    """A mask of the logits' shape, 1 with chance ``sigmoid(logit)`` at every temperature (paper, section 3)."""
+    noise = torch.rand_like(logits).logit()  # the difference of two Gumbels is logistic
+    sampled: Tensor = Sampled.apply(logits + noise, tau)
+    return sampled
+
+
+class Mask(nn.Module):
+    """Logits of a mask; sampled in training, the more likely of the two else.
+
+    Attributes:
+        logits: learned.
+        offset: added to every logit by the control.
+    """
+
+    offset: Tensor
+
+    def __init__(self, logits: Tensor, tau: float) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.register_buffer("offset", torch.zeros((), dtype=logits.dtype, device=logits.device))
+        self._tau = tau
+        self._sample: Tensor | None = None
+
+    def draw(self) -> None:
+        """The next forward pass samples anew; all weights that share the mask see one sample."""
+        self._sample = None
+
+    def forward(self) -> Tensor:
+        """Of the logits' shape."""
+        shifted = self.logits + self.offset
+        if not self.training:
+            return (shifted >= 0).to(shifted.dtype)
+        drawn = sample(shifted, self._tau) if self._sample is None else self._sample
+        self._sample = drawn
+        return drawn
+
+    def chances(self, offset: float | None = None) -> Tensor:
+        """That a weight or channel is kept, also with another offset."""
+        shift = self.offset if offset is None else offset
+        return torch.sigmoid(self.logits.detach() + shift)
+
+    @torch.no_grad()
+    def decide(self, kept: Tensor) -> None:
+        """Fix the mask for good."""
+        self.draw()
+        self.offset.zero_()
+        self.logits.copy_(torch.where(kept, 1.0, -1.0))
+        self.eval()
+
+
+class MaskedWeight(nn.Module):
+    """``r m w``: the parametrization of one weight that stays as it is.
+
+    Attributes:
+        mask: of the weight's shape.
+        rescale: r, learned; one for the layer.
+    """
+
+    def __init__(self, mask: Mask, like: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+        self.rescale = nn.Parameter(torch.ones((), dtype=like.dtype, device=like.device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that the layer uses."""
+        mask: Tensor = self.mask()
+        return self.rescale * (mask * weight)
+
+
+class MaskedReader(nn.Module):
+    """``r m_c w``: the parametrization of a weight that reads masked channels along one dim.
+
+    Attributes:
+        mask: of the channels that may go, shared by all that read them.
+        rescale: r, learned; one for the layer.
+        members: for each position of the dim its place in the mask; the place behind the last stands for channels
+            that stay.
+    """
+
+    members: Tensor
+
+    def __init__(self, mask: Mask, members: Tensor, dim: int, like: Tensor) -> None:
+        super().__init__()
+        self.mask = mask
+        self.rescale = nn.Parameter(torch.ones((), dtype=like.dtype, device=like.device))
+        self.register_buffer("members", members.to(like.device), persistent=False)
+        self._shape = [-1 if d == dim else 1 for d in range(like.ndim)]
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight that the layer uses."""
+        known = self.mask()
+        mask = torch.cat([known, known.new_ones(1)])[self.members]
+        return self.rescale * (mask.reshape(self._shape) * weight)
+
+
+class Masks(Hook):
+    """What masks over weights and over channels have in common.
+
+    Args:
+        method: the fields of the recipe.
+    """
+
+    keeps_best = False
+
+    def __init__(self, method: GumbelMasks) -> None:
+        self._method = method
+        self._found: dict[str, float] = {}
+        self._now: dict[str, float] = {}
+
+    def masks(self) -> Sequence[Mask]:
+        """All of the model."""
+        raise NotImplementedError
+
+    def optimizer(self, module: nn.Module, settings: Train) -> torch.optim.Optimizer:
+        """SGD for the logits and for the factors; nothing else is learned."""
+        del settings
+        logits = [mask.logits for mask in self.masks()]
+        known = {id(tensor) for tensor in logits}
+        factors = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
+        groups = [{"params": logits, "lr": self._method.lr}, {"params": factors, "lr": self._method.rescale_lr}]
+        return torch.optim.SGD([{**group, "scheduled": False} for group in groups], momentum=0.9)
+
+    def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+        """Each batch sees a network of its own."""
+        del forward, images
+        for mask in self.masks():
+            mask.draw()
+        return task()
+
+    def figures(self) -> Mapping[str, float]:
+        """Where the control is."""
+        return self._now
+
+    def outcomes(self) -> Mapping[str, float]:
+        """What was met, and the share of the masks that was nearly certain at the end."""
+        return self._found
+
+    def start(self, scores: Tensor) -> Tensor:
+        """Logits of the scores' shape."""
+        if self._method.init == "zero":
+            return torch.zeros_like(scores)
+        places = (ranks(scores) + 0.5 / scores.numel()).to(scores.dtype)
+        return self._method.confidence * places.logit()
+
+    def certain(self) -> float:
+        """Share of chances below 5 or above 95 %."""
+        chances = torch.cat([mask.chances().flatten() for mask in self.masks()])
+        return float(((chances < 0.05) | (chances > 0.95)).double().mean())
+
+    def shift(self, offset: float) -> None:
+        """Give all masks one offset."""
+        for mask in self.masks():
+            mask.offset.fill_(offset)
+
+
+class WeightMasks(Masks):
+    """A mask on each of some weights.
+
+    Args:
+        method: the fields of the recipe.
+        weights: names of the weights.
+        sparsity: share of zeros among them at the end; None keeps what is at least as likely as not.
+    """
+
+    def __init__(self, method: GumbelMasks, weights: Sequence[str], sparsity: float | None) -> None:
+        super().__init__(method)
+        self._names = list(weights)
+        self._sparsity = sparsity
+
+    def attach(self, module: nn.Module, course: Course) -> None:
+        """Everything is frozen but the masks."""
+        self._course = course
+        self._ramp = Ramp(self._sparsity or 0.0, self._method.ramp, course.steps)
+        module.requires_grad_(False)
+        self._layers: dict[str, MaskedWeight] = {}
+        for name in self._names:
+            owner, _, attribute = name.rpartition(".")
+            weight = module.get_parameter(name)
+            masked = MaskedWeight(Mask(self.start(weight.detach().abs()), self._method.tau), weight)
+            parametrize.register_parametrization(module.get_submodule(owner), attribute, masked, unsafe=True)
+            self._layers[name] = masked
+
+    def masks(self) -> Sequence[Mask]:
+        """One for each weight."""
+        return [layer.mask for layer in self._layers.values()]
+
+    def predictions(self) -> Mapping[str, float]:
+        """The sparsity, where one is asked."""
+        return {} if self._sparsity is None else {"sparsity": self._sparsity}
+
+    def after_step(self, module: nn.Module, step: int) -> None:
+        """The expected sparsity follows the ramp."""
+        del module
+        if not self._ramp.due(step):
+            return
+        if self._sparsity is not None:
+            target = self._ramp.at(step)
+            self.shift(smallest(lambda offset: 1 - self._kept(offset) <= target, -_WIDEST, _WIDEST))
+        self._now = {"sparsity": 1 - self._kept(None)}
+
+    def _kept(self, offset: float | None) -> float:
+        """The expected share of weights that stay."""
+        chances = [mask.chances(offset) for mask in self.masks()]
+        return sum(float(c.sum(dtype=torch.float64)) for c in chances) / sum(c.numel() for c in chances)
+
+    def finalize(self, module: nn.Module) -> None:
+        """The weights with the largest logits stay, as many as the budget says; factors go into the weights."""
+        certain = self.certain()
+        logits = torch.cat([mask.logits.detach().flatten() for mask in self.masks()])
+        if self._sparsity is None:
+            kept = logits >= 0
+        else:
+            kept = torch.ones_like(logits, dtype=torch.bool)
+            kept[logits.argsort(stable=True)[: math.ceil(self._sparsity * len(logits) - 1e-6)]] = False
+        for mask, own in zip(self.masks(), kept.split([m.logits.numel() for m in self.masks()]), strict=True):
+            mask.decide(own.reshape(mask.logits.shape))
+        bake(module, self._names)
+        settle_norms(module, self._course)
+        self._found = {"sparsity": 1 - float(kept.double().mean()), "certain": certain}
+
+
+class ChannelMasks(Masks):
+    """One mask on all channels that may go, applied to the weights that read them.
+
+    Args:
+        method: the fields of the recipe.
+        budget: FLOPs or params that may be left.
+    """
+
+    def __init__(self, method: GumbelMasks, budget: Budget) -> None:
+        super().__init__(method)
+        self._budget = budget
+
+    def attach(self, module: nn.Module, course: Course) -> None:
+        """Everything is frozen but the mask.
+
+        Raises:
+            InputError: the budget is impossible.
+        """
+        self._course = course
+        fields = self._method
+        bare = copied(module).eval()
+        restrict = excluding(bare, fields.exclude)
+        self._widths = widths_of(bare, course.example, self._budget, restrict, fields.min_channels)
+        evidence = Evidence(bare, course.example, 0)
+        scores = Magnitude(name="magnitude").channel_scores(evidence, self._widths.channels)
+        self._widths.choose(scores)  # an impossible budget is refused before anything is trained
+        self._free = np.flatnonzero(self._widths.free)
+        self._ramp = Ramp(1 - self._widths.amount / self._widths.whole, fields.ramp, course.steps)
+        module.requires_grad_(False)
+        home = next(module.parameters())
+        self._mask = Mask(self.start(torch.from_numpy(scores[self._free]).to(home)), fields.tau)
+        place = np.full(self._widths.channels.count, len(self._free))
+        place[self._free] = np.arange(len(self._free))
+        self._readers = self._widths.readers()
+        for reader in self._readers:
+            owner, _, attribute = reader.name.rpartition(".")
+            weight = module.get_parameter(reader.name)
+            masked = MaskedReader(self._mask, torch.from_numpy(place[reader.channels]), reader.dim, weight)
+            parametrize.register_parametrization(module.get_submodule(owner), attribute, masked, unsafe=True)
+
+    def masks(self) -> Sequence[Mask]:
+        """The one mask."""
+        return [self._mask]
+
+    def predictions(self) -> Mapping[str, float]:
+        """The share that is left."""
+        return {self._widths.unit: self._widths.amount / self._widths.whole}
+
+    def after_step(self, module: nn.Module, step: int) -> None:
+        """The expected cost follows the ramp."""
+        del module
+        if self._ramp.due(step):
+            target = 1 - self._ramp.at(step)
+            self.shift(smallest(lambda offset: self._left(offset) >= target, -_WIDEST, _WIDEST))
+            self._now = {self._widths.unit: self._left(None)}
+
+    def _left(self, offset: float | None) -> float:
+        """The cost of the chances, as a share."""
+        kept = np.ones(self._widths.channels.count)
+        kept[self._free] = self._mask.chances(offset).cpu().double().numpy()
+        return self._widths.share_of(kept) / self._widths.whole
+
+    def finalize(self, module: nn.Module) -> None:
+        """The channels with the largest logits stay, as the budget says; factors go into the weights."""
+        certain = self.certain()
+        scores = np.zeros(self._widths.channels.count)
+        scores[self._free] = self._mask.logits.detach().cpu().double().numpy()
+        removed = self._widths.choose(scores)
+        self._mask.decide(torch.from_numpy(~removed[self._free]).to(self._mask.logits.device))
+        bake(module, [reader.name for reader in self._readers])
+        settle_norms(module, self._course)
+        left = self._widths.cost(~removed) / self._widths.whole
+        self._found = {self._widths.unit: left, "certain": certain}
+
+
+def bake(module: nn.Module, names: Sequence[str]) -> None:
+    """Leave plain weights, as the layers used them."""
+    module.eval()
+    for name in dict.fromkeys(names):
+        owner, _, attribute = name.rpartition(".")
+        parametrize.remove_parametrizations(module.get_submodule(owner), attribute, leave_parametrized=True)
+
+
+def settle_norms(module: nn.Module, course: Course) -> None:
+    """Batch norm has seen sampled networks; it takes the statistics of the one that is left."""
+    settled = recalibrate(module, lambda: course.images(CALIBRATION))
+    module.load_state_dict(settled.state_dict())

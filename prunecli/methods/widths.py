@@ -1,0 +1,138 @@
+"""What a method that learns which channels matter needs of the engine: channels, their cost, and who reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from prunecli.cost.budget import Search
+from prunecli.cost.count import Polynomial, flops, params
+from prunecli.graph.channels import Bools, Channels, Ints
+from prunecli.graph.tape import Example
+from prunecli.methods.base import select
+from prunecli.recipe.schema import Budget
+from prunecli.surgery.probe import survey
+
+Floats = NDArray[np.float64]
+Restrict = Callable[[Channels], Channels]
+
+
+def excluding(module: nn.Module, patterns: list[str]) -> Restrict:
+    """Freezes every group that a chosen module writes."""
+
+    def restrict(channels: Channels) -> Channels:
+        chosen = select(patterns, [name for name, _ in module.named_modules() if name])
+        groups = {
+            group.name: "excluded by the recipe"
+            for group in channels.groups
+            if any(channels.slots[s].name.rpartition(".")[0] in chosen for s in group.slots)
+        }
+        return channels.freeze(groups) if groups else channels
+
+    return restrict
+
+
+def _flops(module: nn.Module, channels: Channels) -> Polynomial:
+    del module
+    return flops(channels)
+
+
+def _params(module: nn.Module, channels: Channels) -> Polynomial:
+    return params(channels, [name for name, _ in module.named_parameters()])
+
+
+COSTS: dict[str, Callable[[nn.Module, Channels], Polynomial]] = {"flops": _flops, "params": _params}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A parameter that reads channels along one dim: who the positions of that dim are."""
+
+    name: str
+    dim: int
+    channels: Ints
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The channels of a model that a budget is about.
+
+    Attributes:
+        channels: those that nothing but parameters read may go.
+        cost: of kept channels, or of the chances that they are kept.
+        amount: of `cost` that may be left.
+        unit: of the budget.
+        min_channels: what every layer keeps at least.
+    """
+
+    channels: Channels
+    cost: Polynomial
+    amount: float
+    unit: str
+    min_channels: int
+
+    @property
+    def whole(self) -> float:
+        """The cost of all channels."""
+        return self.share_of(np.ones(self.channels.count))
+
+    def share_of(self, kept: Floats) -> float:
+        """The cost of chances, (channels,)."""
+        return float(self.cost.terms(kept).sum())
+
+    @property
+    def free(self) -> Bools:
+        """(channels,) those that may go."""
+        found: Bools = ~self.channels.frozen
+        return found
+
+    def choose(self, scores: Floats) -> Bools:
+        """(channels,) what goes so that the budget holds.
+
+        Raises:
+            InputError: the budget is impossible.
+        """
+        search = Search(self.channels, scores, self.cost, self.amount, self.min_channels, self.unit)
+        return search.solve()
+
+    def readers(self) -> list[Reader]:
+        """The parameters behind every read of a channel that may go."""
+        names = {self._reader(number) for number in range(len(self.channels.reads))}
+        return [
+            Reader(slot.name, slot.dim, slot.channels)
+            for slot in self.channels.slots
+            if slot.name in names and slot.dim > 0 and self.free[slot.channels].any()
+        ]
+
+    def _reader(self, number: int) -> str:
+        return self.channels.parameter_behind(self.channels.reads[number].b)
+
+
+def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Restrict, min_channels: int) -> Widths:
+    """Survey a model.
+
+    Channels that two activations read (the scores of attention) stay, since there is no weight that could ignore them.
+    """
+    channels = survey(module, example, restrict)
+    unread = {
+        group.name: "no single weight reads it"
+        for group in channels.groups
+        if not group.frozen and not set(group.channels.tolist()).isdisjoint(_read_by_activations(channels))
+    }
+    channels = channels.freeze(unread) if unread else channels
+    cost = COSTS[budget.unit](module, channels)
+    whole = float(cost.terms(np.ones(channels.count)).sum())
+    amount = budget.amount * whole if budget.amount <= 1 else budget.amount
+    return Widths(channels, cost, amount, budget.unit, min_channels)
+
+
+def _read_by_activations(channels: Channels) -> set[int]:
+    found: set[int] = set()
+    for read in channels.reads:
+        if not channels.parameter_behind(read.b):
+            found.update(channels.of(read.a_label.ids.reshape(-1)).tolist())
+    return found

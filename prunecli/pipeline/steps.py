@@ -1,0 +1,155 @@
+"""The way from the model that was opened to the one that is written: cut, recover, train, as often as is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from prunecli.checkpoint.journal import Journal
+from prunecli.errors import InputError
+from prunecli.facts import Figures
+from prunecli.methods.base import Method
+from prunecli.methods.hook import Hook
+from prunecli.model import Model
+from prunecli.pipeline.evaluation import known_accuracy
+from prunecli.pipeline.figures import figures, tensor_bytes
+from prunecli.pipeline.operate import Operated, operate, prunable, restore_dtypes
+from prunecli.pipeline.training import Training
+from prunecli.recipe.schema import Recipe, Train
+from prunecli.surgery.expand import collapsed
+from prunecli.surgery.recover import recalibrate, refit
+from prunecli.train.data import Data
+from prunecli.train.loop import KeepZeros
+from prunecli.train.split import pictures
+
+
+@dataclass(frozen=True)
+class Way:
+    """All cuts as one, the model, and its figures on the way there, where anything won accuracy back.
+
+    Attributes:
+        predictions, outcomes: what a method that trains said before, and found.
+    """
+
+    done: Operated
+    model: Model
+    pruned: Figures | None = None
+    recovered: Figures | None = None
+    predictions: Mapping[str, float] = field(default_factory=dict)
+    outcomes: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What every step needs.
+
+    Attributes:
+        opened: the model that budgets are a share of.
+        recipe: what to do.
+        images: of the recipe's data.
+        training: None where nothing is to be trained: a dry run.
+    """
+
+    opened: Model
+    recipe: Recipe
+    images: Data | None
+    training: Training | None
+
+    @property
+    def method(self) -> Method:
+        """Of the recipe."""
+        method: Method = self.recipe.method
+        return method
+
+    def run(self) -> Way:
+        """All of them."""
+        start = _collapsed(self.opened)
+        way = Way(Operated(start.module, Journal(), None, -self.opened.journal.filled_in), start)
+        if (hook := self._hook(start)) is not None:
+            return self._trained_for(way, hook)
+        shares = [1.0] if self.recipe.budget is None else self.method.progress(self.recipe.budget)
+        for step, share in enumerate(shares):
+            way = self._cut(way, share, self._settings(step, len(shares)))
+        return way
+
+    def _hook(self, model: Model) -> Hook | None:
+        """What the method adds to training; None where it does not train."""
+        return self.method.hook(list(prunable(model.module, self.method)), self.recipe.budget)
+
+    def _trained_for(self, way: Way, hook: Hook) -> Way:
+        """Train until the method has made its zeros, then strip what died of them."""
+        settings = self.recipe.train
+        if self.training is None:
+            raise InputError(
+                f"method {self.method.name} trains: a dry run cannot tell what goes", hint="leave out --dry-run"
+            )
+        if settings is None or not settings.epochs or self.images is None:
+            raise InputError(
+                f"method {self.method.name} trains: it needs data and epochs", hint="data: ..., train: {epochs: 10}"
+            )
+        if settings.ema is not None:
+            raise InputError(f"method {self.method.name} is done with its last weights", hint="leave out train.ema")
+        fit = self.training.fit(way.model.module, settings, [hook])
+        model = replace(way.model, module=fit.module)
+        result = operate(model, self.recipe, self.images, reference=self.opened, trained=True)
+        final = model.after(restore_dtypes(result.module, model.module), result.journal)
+        return Way(way.done.then(result), final, predictions=fit.predictions, outcomes=fit.outcomes)
+
+    def _cut(self, way: Way, share: float, settings: Train | None) -> Way:
+        """One step towards the budget, and what wins accuracy back after it."""
+        before = way.model
+        result = operate(
+            before, self.recipe, self.images, reference=self.opened, progress=share, training=self.training
+        )
+        model = before.after(restore_dtypes(result.module, before.module), result.journal)
+        pruned = self.figures(model) if settings or self.recipe.recover else None
+        recovered = None
+        if self.recipe.recover is not None:
+            model = self._recovered(before, model, result.journal)
+            recovered = self.figures(model) if settings else None
+        if settings is not None and self.training is not None:
+            fit = self.training.fit(model.module, settings, [KeepZeros(model.module)])
+            model = replace(model, module=fit.module)
+        return Way(way.done.then(result), model, pruned, recovered)
+
+    def figures(self, model: Model) -> Figures:
+        """Of a model on the way."""
+        accuracy = known_accuracy(model.module, self.images)
+        return figures(model, model.module, tensor_bytes(model.module), accuracy)
+
+    def _recovered(self, before: Model, after: Model, cut: Journal) -> Model:
+        """Fitted to the model before the cut, on images of the recipe's data."""
+        recover = self.recipe.recover
+        if self.images is None or recover is None:
+            raise InputError("recover looks at images, but no data is given", hint="data: in the recipe, or --data")
+        home = torch.zeros((), dtype=after.dtype)
+        seen = partial(pictures, self.images.train, self.recipe.seed, home, recover.images)
+        fitted: nn.Module
+        if recover.by == "batchnorm":
+            fitted = recalibrate(after.module, seen)
+        else:
+            fitted = refit(before.module, after.module, cut, seen)
+        return replace(after, module=fitted)
+
+    def _settings(self, step: int, steps: int) -> Train | None:
+        """The epochs that belong to one of several steps; None where there are none."""
+        settings = self.recipe.train
+        if settings is None or self.training is None:
+            return None
+        if self.method.trains_last:
+            epochs = settings.epochs if step == steps - 1 else 0
+        else:
+            epochs = settings.epochs * (step + 1) // steps - settings.epochs * step // steps
+        return settings.model_copy(update={"epochs": epochs}) if epochs else None
+
+
+def _collapsed(model: Model) -> Model:
+    """A model of an earlier run may hold expanded layers; they are undone, and made again at the end."""
+    if not model.journal.expansions:
+        return model
+    module, journal = collapsed(model.module, model.journal)
+    return replace(model, module=module, journal=journal)

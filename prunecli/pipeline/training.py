@@ -1,0 +1,68 @@
+"""The trainings of one run, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from prunecli.errors import InputError
+from prunecli.methods.hook import Hook
+from prunecli.ranks import restarted
+from prunecli.recipe.schema import Train
+from prunecli.train.data import Data
+from prunecli.train.loop import Fit, Report, Trainer
+from prunecli.train.state import Saver
+
+
+@dataclass
+class Training:
+    """Trains as often as it is asked to, and leaves a resumable state for each time.
+
+    A run that was stopped does everything again; a training that was done already ends at once, with what it gave.
+
+    Attributes:
+        data: of the recipe.
+        seed: of the recipe.
+        teacher: distil from it.
+        output: the file of the run; states lie beside it until it is written.
+        identity: of the run.
+        resume: continue from states that are there.
+        report: progress.
+        notes: what the user should know.
+    """
+
+    data: Data | None
+    seed: int
+    teacher: nn.Module | None
+    output: Path
+    identity: str
+    resume: bool
+    report: Report
+    notes: list[str] = field(default_factory=list)
+    _done: int = 0
+
+    def fit(self, module: nn.Module, settings: Train, hooks: Sequence[Hook]) -> Fit:
+        """Train a copy of `module`.
+
+        Raises:
+            InputError: no data is given.
+        """
+        if self.data is None:
+            raise InputError("training needs images, but no data is given", hint="data: in the recipe, or --data")
+        path = self._state(self._done)
+        if (self.resume or restarted()) and path.exists():
+            self.notes = ["continued from a saved state"]
+        saver = Saver(path, f"{self.identity} {self._done}", self.resume or restarted(), settings.save_seconds)
+        self._done += 1
+        return Trainer(self.data, settings, self.seed, self.teacher, hooks, saver, self.report).fit(module)
+
+    def forget(self) -> None:
+        """Remove the states, once the output is written."""
+        for number in range(self._done):
+            self._state(number).unlink(missing_ok=True)
+
+    def _state(self, number: int) -> Path:
+        return self.output.with_name(f"{self.output.name}{f'.{number}' if number else ''}.resume")

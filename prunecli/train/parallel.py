@@ -1,0 +1,104 @@
+"""Many processes, started by ``torchrun``: what all know together, and batch norm over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from prunecli.ranks import local_rank, rank, world
+
+
+@contextmanager
+def together(device: torch.device) -> Iterator[None]:
+    """Connect all processes, where there are several; they part at the end."""
+    if world() == 1 or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The GPU of this process, where the recipe says cuda and means them all."""
+    if device.type == "cuda" and device.index is None and world() > 1:
+        return torch.device("cuda", local_rank())
+    return device
+
+
+def total(value: float) -> float:
+    """The sum over all processes."""
+    if world() == 1:
+        return value
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    summed = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(summed)
+    return float(summed)
+
+
+def share(indices: Tensor) -> Tensor:
+    """What this process looks at, where all together look at everything once."""
+    return indices[rank() :: world()]
+
+
+class Synchronised(nn.Module):
+    """Mixed into the class of a batch norm: its statistics are those of the images of all processes.
+
+    What ``torch.nn.SyncBatchNorm`` is on GPUs, here on the CPU as well.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, ...) of this process, normalised with mean and variance over all of them."""
+        norm: Any = self
+        if not self.training:
+            plain: Tensor = super().forward(x)
+            return plain
+        dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1, *[1] * (x.ndim - 2)]
+        first: Tensor = all_reduce(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
+        mean, count = first[:-1] / first[-1], float(first[-1].detach())
+        centred = x - mean.reshape(shape)
+        variance = all_reduce(centred.square().sum(dims)) / count
+        _remember(norm, mean.detach(), variance.detach() * count / (count - 1))
+        normal: Tensor = centred * (variance + norm.eps).rsqrt().reshape(shape)
+        if norm.weight is None:
+            return normal
+        scaled: Tensor = normal * norm.weight.reshape(shape) + norm.bias.reshape(shape)
+        return scaled
+
+
+def _remember(norm: Any, mean: Tensor, variance: Tensor) -> None:
+    if norm.running_mean is None:
+        return
+    norm.num_batches_tracked.add_(1)
+    step = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean, step)
+    norm.running_var.lerp_(variance, step)
+
+
+@cache
+def _synchronised_class(kind: Any) -> type[nn.Module]:
+    return type(f"Synchronised{kind.__name__}", (Synchronised, kind), {})
+
+
+@contextmanager
+def synchronised(module: nn.Module) -> Iterator[None]:
+    """All batch norms of a module share their statistics, where there are several processes."""
+    norms: list[Any] = [m for m in module.modules() if isinstance(m, _BatchNorm)] if world() > 1 else []
+    kinds: list[Any] = [type(norm) for norm in norms]
+    for norm, kind in zip(norms, kinds, strict=True):
+        norm.__class__ = _synchronised_class(kind)
+    try:
+        yield
+    finally:
+        for norm, kind in zip(norms, kinds, strict=True):
+            norm.__class__ = kind

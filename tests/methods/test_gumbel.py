@@ -1,0 +1,189 @@
+"""Gumbel-Softmax masks: the law of the samples, the gradient, frozen weights, exact folding and budgets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from courses import course
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+import prunecli
+from prunecli.methods.gumbel import GumbelMasks
+from prunecli.methods.gumbel_masks import ChannelMasks, Mask, Sampled, WeightMasks, sample
+from prunecli.recipe.load import validate
+from prunecli.recipe.schema import Budget, Train
+from prunecli.train.data import open_data
+from prunecli.train.loop import Trainer
+from prunecli.train.state import Saver
+
+DRAWS = 200_000
+
+
+@pytest.mark.parametrize("tau", [1.0, 0.5])
+@pytest.mark.parametrize("logit", [-2.0, 0.0, 1.5])
+def test_samples_are_kept_with_the_chance_of_the_logit_at_every_temperature(logit: float, tau: float) -> None:
+    torch.manual_seed(0)
+    found = sample(torch.full((DRAWS,), logit), tau)
+    assert set(found.unique().tolist()) == {0.0, 1.0}
+    chance = float(torch.tensor(logit).sigmoid())
+    assert float(found.mean()) == pytest.approx(chance, abs=5 * (chance * (1 - chance) / DRAWS) ** 0.5)
+
+
+SLOPES = {
+    (-2.0, 1.0): 0.11335, (0.0, 1.0): 1 / 6, (1.5, 1.0): 0.13367,
+    (-2.0, 0.5): 0.11373, (0.0, 0.5): 0.21457, (1.5, 0.5): 0.14851,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("logit", "tau"), SLOPES)
+def test_the_mean_slope_of_the_straight_through_gradient(logit: float, tau: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.full((DRAWS,), logit, dtype=torch.float64, requires_grad=True)
+    sample(logits, tau).sum().backward()
+    assert float(logits.grad.mean()) == pytest.approx(SLOPES[logit, tau], rel=0.01)
+
+
+def test_the_gradient_is_that_of_the_soft_mask() -> None:
+    x = torch.linspace(-3, 3, 13, dtype=torch.float64, requires_grad=True)
+    soft = torch.sigmoid(x / 0.7)
+    (expected,) = torch.autograd.grad(soft.sum(), x)
+    (found,) = torch.autograd.grad(Sampled.apply(x, 0.7).sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_large_logits_decide() -> None:
+    mask = Mask(torch.tensor([40.0, -40.0]), 1.0)
+    for _ in range(50):
+        mask.draw()
+        assert mask().tolist() == [1, 0]
+
+
+def test_one_sample_for_a_forward_pass_and_none_in_eval() -> None:
+    mask = Mask(torch.zeros(100), 1.0)
+    first = mask()
+    assert torch.equal(mask(), first)
+    mask.draw()
+    assert not torch.equal(mask(), first)
+    assert mask.eval()().tolist() == [1] * 100  # a logit of 0 is kept
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48, 10),
+    ).eval()  # fmt: skip
+
+
+NAMES = ["0.weight", "3.weight", "7.weight"]
+METHOD = GumbelMasks(name="gumbel", init="zero")
+
+
+def hooks() -> list[tuple[str, object]]:
+    return [
+        ("weight", WeightMasks(METHOD, NAMES, 0.8)),
+        ("channel", ChannelMasks(METHOD, Budget(flops=0.5))),
+        ("open", WeightMasks(METHOD, NAMES, None)),
+    ]
+
+
+@pytest.mark.parametrize(("name", "hook"), hooks())
+def test_what_is_left_is_the_old_weight_times_the_factor_of_its_layer(name: str, hook: object) -> None:
+    data, settings = open_data("digits", (1, 8, 8), 10), Train(epochs=1, batch_size=256)
+    before = net()
+    found = Trainer(data, settings, hooks=[hook]).fit(before).module  # type: ignore[list-item]
+    assert not parametrize.is_parametrized(found)
+    for key, old in before.named_parameters():
+        new = found.get_parameter(key)
+        assert new.requires_grad
+        if key not in NAMES:
+            assert torch.equal(old, new), key
+            continue
+        kept = new != 0
+        factors = (new / old)[kept]
+        torch.testing.assert_close(factors, factors[:1].expand_as(factors), msg=f"{name} {key}")
+    if name == "weight":
+        zeros = [int((found.get_parameter(n) == 0).sum()) for n in NAMES]
+        total = sum(found.get_parameter(n).numel() for n in NAMES)
+        assert sum(zeros) == -(-total * 8 // 10)
+
+
+def test_a_large_pull_moves_the_logits_not_the_weights() -> None:
+    """One weight, by hand: dL/da = r w dL/dw q (1 - q) / tau for the noise that was drawn."""
+    module = nn.Linear(1, 1, bias=False).double()
+    hook = WeightMasks(METHOD, ["weight"], None)
+    hook.attach(module, course(10))
+    module.train()
+    torch.manual_seed(3)
+    noise = torch.rand(1, 1, dtype=torch.float64).logit()
+    torch.manual_seed(3)
+    loss = (module(torch.ones(1, 1, dtype=torch.float64)) - 2).square().sum()
+    loss.backward()
+    q = torch.sigmoid(noise)
+    layer = module.parametrizations.weight[0]
+    weight = module.parametrizations.weight.original.detach()
+    upstream = 2 * (weight * (noise > 0) - 2)
+    torch.testing.assert_close(layer.mask.logits.grad, upstream * weight * q * (1 - q))
+    torch.testing.assert_close(layer.rescale.grad, (upstream * weight * (noise > 0)).sum())
+    assert module.parametrizations.weight.original.grad is None
+
+
+def test_the_expected_sparsity_follows_the_ramp() -> None:
+    module = net()
+    hook = WeightMasks(GumbelMasks(name="gumbel", ramp=0.5), NAMES, 0.9)
+    hook.attach(module, course(100))
+    for step, expected in ((25, 0.9 * (1 - 0.5**3)), (50, 0.9), (90, 0.9)):
+        hook.after_step(module, step)
+        assert hook.figures()["sparsity"] == pytest.approx(expected, abs=1e-6)
+        masks = [float(m.chances().sum()) for m in hook.masks()]
+        assert 1 - sum(masks) / sum(m.logits.numel() for m in hook.masks()) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("name", "hook"), hooks()[:2])
+def test_resumed_and_uninterrupted_runs_agree_bit_for_bit(name: str, hook: object, tmp_path: Path) -> None:
+    del hook
+    data, settings = open_data("digits", (1, 8, 8), 10), Train(epochs=2, batch_size=256, save_seconds=0)
+
+    def run(**options: object) -> dict[str, Tensor]:
+        hook = dict(hooks())[name]
+        return Trainer(data, settings, hooks=[hook], **options).fit(net()).module.state_dict()  # type: ignore[arg-type, list-item]
+
+    class Stopped(Exception):
+        pass
+
+    def stop(tick: object) -> None:
+        if tick.step == 6:  # type: ignore[attr-defined]
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        run(saver=Saver(tmp_path / "state", "it", seconds=0), report=stop)
+    resumed = run(saver=Saver(tmp_path / "state", "it", resume=True, seconds=1e9))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in run().items())
+
+
+DIGITS = str(Path(__file__).parents[2] / "recipes" / "digits.safetensors")
+
+
+def prune(output: Path, **fields: object) -> object:
+    given = {"version": 1, "data": "digits", "train": {"epochs": 8, "batch_size": 64}}
+    return prunecli.prune(validate(given | fields), DIGITS, output)  # type: ignore[arg-type]
+
+
+def test_a_real_training_meets_the_sparsity(tmp_path: Path) -> None:
+    facts = prune(tmp_path / "o.safetensors", method={"name": "gumbel"}, budget={"sparsity": 0.8})
+    assert 0.8 <= facts.budget.met <= 0.805
+    assert facts.after.accuracy > 0.9
+    assert facts.verified.max_rel_error < 1e-12
+
+
+def test_masked_channels_go_and_the_flops_are_met(tmp_path: Path) -> None:
+    method = {"name": "gumbel", "structure": "channel"}
+    facts = prune(tmp_path / "o.safetensors", method=method, budget={"flops": 0.5})
+    assert 0.47 <= facts.budget.met <= 0.5
+    assert facts.after.flops / facts.before.flops == pytest.approx(facts.budget.met, abs=0.005)
+    assert facts.removed_channels > 0
+    assert facts.after.accuracy > 0.8
+    assert facts.verified.max_rel_error < 1e-12
