@@ -25,5 +25,6 @@ def course(steps: int, rate: float = 0.1, shape: tuple[int, ...] = (1, 8, 8), **
         Train(**settings),  # type: ignore[arg-type]
         lambda count: (images for images, _ in labelled(count)),
         labelled,
+        1000,
         Example((torch.zeros(1, *shape),)),
     )

@@ -35,7 +35,7 @@ class Evidence:
         example: one input.
         seed: of everything random.
         batches: so many training images with their labels, in batches; None where no data is given.
-        fit: trains a copy of the module; None in a dry run.
+        fit: trains a copy of the module in which zeros stay zero; None in a dry run.
     """
 
     module: nn.Module
@@ -53,6 +53,16 @@ class Evidence:
         if self.batches is None:
             raise InputError(f"{method} looks at images, but no data is given", hint="data: in the recipe, or --data")
         return self.batches(count)
+
+    def trained(self, settings: Train, hook: Hook, method: str) -> nn.Module:
+        """A copy of the module after some training, in which zeros stay zero.
+
+        Raises:
+            InputError: no data is given, or nothing may be trained.
+        """
+        if self.fit is None:
+            raise InputError(f"method {method} trains: a dry run cannot tell what goes", hint="leave out --dry-run")
+        return self.fit(settings, hook)
 
 
 class Method(Closed):
@@ -105,6 +115,21 @@ class Method(Closed):
     def progress(self, budget: Budget) -> list[float]:
         """How much of the way to the budget is gone after each step."""
         return budget.progress
+
+    def prunable(self, module: nn.Module, names: list[str]) -> list[str]:
+        """Of the weights with two or more dims those that may become zero."""
+        del module
+        return names
+
+    def start(self, evidence: Evidence) -> nn.Module | None:
+        """What comes before the first step: the module to begin with, in place of the one that was given."""
+        del evidence
+        return None
+
+    def finish(self, evidence: Evidence) -> nn.Module | None:
+        """What comes after the last step: a module of the same widths, in place of the one that is left."""
+        del evidence
+        return None
 
     def hook(self, weights: Sequence[str], budget: Budget | None) -> Hook | None:
         """What the method adds to training, where it is training that makes the zeros; None where scores do.

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 from prunecli.graph.copying import copied
 from prunecli.methods.base import Evidence
 from prunecli.methods.control import Ramp, smallest
-from prunecli.methods.hook import Course, Hook
+from prunecli.methods.hook import Batch, Course, Hook
 from prunecli.methods.magnitude import Magnitude
 from prunecli.methods.scope import ranks
 from prunecli.methods.widths import excluding, widths_of
@@ -169,9 +169,9 @@ class Masks(Hook):
         groups = [{"params": logits, "lr": self._method.lr}, {"params": factors, "lr": self._method.rescale_lr}]
         return torch.optim.SGD([{**group, "scheduled": False} for group in groups], momentum=0.9)
 
-    def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], batch: Batch) -> Tensor:
         """Each batch sees a network of its own."""
-        del forward, images
+        del forward, batch
         for mask in self.masks():
             mask.draw()
         return task()

@@ -22,6 +22,7 @@ class Course:
         settings: of the recipe.
         images: so many training images without augmentation, in batches.
         labelled: the same with their labels.
+        count: of all training images, those that are held out included.
         example: one input of the model.
     """
 
@@ -29,6 +30,7 @@ class Course:
     settings: Train
     images: Callable[[int], Iterator[Tensor]]
     labelled: Callable[[int], Iterator[tuple[Tensor, Tensor]]]
+    count: int
     example: Example
 
     @property
@@ -37,15 +39,25 @@ class Course:
         return len(self.rates)
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Images (N, C, H, W) and where they are in the data, (N,)."""
+
+    images: Tensor
+    indices: Tensor
+
+
 class Hook:
     """The base adds nothing.
 
     Attributes:
         keeps_best: whether the weights that validate best are the result; a method that is done only at the end
             takes the last ones.
+        validates: whether what the model answers in training is a class.
     """
 
     keeps_best = True
+    validates = True
 
     def attach(self, module: nn.Module, course: Course) -> None:
         """Called once, before the optimizer is made: wrap parameters, freeze what stays."""
@@ -55,9 +67,9 @@ class Hook:
         del module, settings
         return None
 
-    def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], images: Tensor) -> Tensor:
+    def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], batch: Batch) -> Tensor:
         """Of one batch; `task` computes that of the recipe, and is the only one that reads labels."""
-        del forward, images
+        del forward, batch
         return task()
 
     def after_step(self, module: nn.Module, step: int) -> None:

@@ -19,6 +19,7 @@ _BUILTIN = {
     "str": "prunecli.methods.str:SoftThresholds",
     "grda": "prunecli.methods.grda:DirectionalPruning",
     "gumbel": "prunecli.methods.gumbel:GumbelMasks",
+    "selfsup": "prunecli.methods.selfsup:SelfSupervision",
     "batchnorm": "prunecli.methods.batchnorm:BatchNormScale",
     "fpgm": "prunecli.methods.fpgm:GeometricMedian",
     "taylor": "prunecli.methods.taylor:Taylor",

@@ -26,13 +26,12 @@ from prunecli.graph.channels import Bools, Channels, trace, written
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.methods.base import Evidence, Method, select
-from prunecli.methods.hook import Hook
 from prunecli.methods.widths import Restrict, excluding
 from prunecli.model import Model
 from prunecli.pipeline.evaluation import real_example
 from prunecli.pipeline.limits import Limit, Solution, Stage, confirmed, limit_for
 from prunecli.pipeline.training import Training
-from prunecli.recipe.schema import Budget, Recipe, Train
+from prunecli.recipe.schema import Budget, Recipe
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.expand import expand
 from prunecli.surgery.fold import fold_batchnorm
@@ -41,7 +40,6 @@ from prunecli.surgery.probe import settle, survey
 from prunecli.surgery.strip import Stripped, strip
 from prunecli.surgery.verify import random_example, verify
 from prunecli.train.data import Data
-from prunecli.train.loop import KeepZeros
 from prunecli.train.split import labelled
 
 
@@ -135,13 +133,10 @@ class _Case:
         """What the method may look at, with the model as it is now."""
         home = torch.zeros((), dtype=self.dtype)
         batches = None if self.data is None else partial(labelled, self.data.train, self.recipe.seed, home)
-        return Evidence(module, self.example, self.recipe.seed, batches, None if self.training is None else self.fit)
-
-    def fit(self, settings: Train, hook: Hook) -> nn.Module:
-        """The model, trained in its own dtype."""
-        assert self.training is not None
-        module = restore_dtypes(copied(self.module), self.opened.module)
-        return self.training.fit(module, settings, [hook, KeepZeros(module)]).module
+        fit = None
+        if self.training is not None:  # in its own dtype
+            fit = self.training.keeping_zeros(restore_dtypes(copied(module), self.opened.module))
+        return Evidence(module, self.example, self.recipe.seed, batches, fit)
 
     @property
     def exclude(self) -> Restrict:
@@ -221,14 +216,15 @@ def prunable(module: nn.Module, method: Method) -> dict[str, Tensor]:
     """Weights that sparsity is counted over: those with two or more dims, in modules that are not excluded."""
     names = [name for name, _ in module.named_modules() if name]
     excluded = select(method.exclude, names)
-    chosen = {
+    weights = {
         name: p.data
         for name, p in module.named_parameters()
         if p.ndim > 1 and p.is_floating_point() and name.rpartition(".")[0] not in excluded
     }
+    chosen = method.prunable(module, list(weights))
     if not chosen:
         raise InputError("no prunable weight is left", hint="exclude fewer layers")
-    return chosen
+    return {name: weights[name] for name in chosen}
 
 
 def _zero_least(weights: dict[str, Tensor], scores: dict[str, Tensor], count: int) -> None:

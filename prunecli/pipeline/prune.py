@@ -15,11 +15,13 @@ from prunecli.pipeline.container import Provenance, identity, parent_digest, sav
 from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
 from prunecli.pipeline.figures import figures, source_bytes
 from prunecli.pipeline.operate import Operated
+from prunecli.pipeline.overlap import overlap
 from prunecli.pipeline.steps import Steps, Way
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe
 from prunecli.train.data import Data
 from prunecli.train.loop import Report, ignore
+from prunecli.train.probe import linear_probe
 from prunecli.units import human, percent
 
 
@@ -67,12 +69,27 @@ def prune(
         evaluation = evaluated(recipe.data, before.accuracy, after.accuracy)
         provenance = Provenance(recipe.resolved(), result.verified, result.budget, evaluation)
         after = replace(after, bytes=save(output, final, opened, provenance))
-    facts = _facts(opened, way, before, after)
+    extra = _extra(recipe, opened, final, images)
+    facts = _facts(opened, replace(way, outcomes={**way.outcomes, **extra}), before, after)
     if training is not None:
         facts = replace(facts, notes=[*training.notes, *facts.notes])
         training.forget()
     place = None if output is None else str(output)
     return replace(facts, method=method.name, output=place, seconds=round(time.monotonic() - started, 3))
+
+
+def _extra(recipe: Recipe, opened: Model, final: Model, images: Data | None) -> dict[str, float]:
+    """The figures that `report` in the recipe asks for."""
+    found = {}
+    if recipe.report.overlap_with is not None:
+        shared = overlap(final, open_model(recipe.report.overlap_with, Opening()), opened)
+        found = {"overlap": shared.found, "overlap of random masks": shared.expected}
+        found |= {f"overlap of {name}": share for name, share in shared.layers.items()}
+    if recipe.report.linear_probe:
+        if images is None or images.classes is None:
+            raise InputError("a linear probe needs images with labels", hint="data: in the recipe, or --data")
+        found["linear probe"] = linear_probe(final.module, images.train, images.test, recipe.seed)
+    return found
 
 
 def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFacts:

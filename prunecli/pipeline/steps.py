@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -12,7 +12,7 @@ from torch import nn
 from prunecli.checkpoint.journal import Journal
 from prunecli.errors import InputError
 from prunecli.facts import Figures
-from prunecli.methods.base import Method
+from prunecli.methods.base import Evidence, Method
 from prunecli.methods.hook import Hook
 from prunecli.model import Model
 from prunecli.pipeline.evaluation import known_accuracy
@@ -24,7 +24,7 @@ from prunecli.surgery.expand import collapsed
 from prunecli.surgery.recover import recalibrate, refit
 from prunecli.train.data import Data
 from prunecli.train.loop import KeepZeros
-from prunecli.train.split import pictures
+from prunecli.train.split import labelled, pictures
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,39 @@ class Steps:
 
     def run(self) -> Way:
         """All of them."""
-        start = _collapsed(self.opened)
-        way = Way(Operated(start.module, Journal(), None, -self.opened.journal.filled_in), start)
-        if (hook := self._hook(start)) is not None:
+        given = _collapsed(self.opened)
+        model = self._replaced(given, self.method.start(self._evidence(given)))
+        way = Way(Operated(model.module, Journal(), None, -self.opened.journal.filled_in), model)
+        if (hook := self._hook(model)) is not None:
             return self._trained_for(way, hook)
         shares = [1.0] if self.recipe.budget is None else self.method.progress(self.recipe.budget)
+        if self.training is not None:
+            self.training.expected = self._rounds(shares)
+        way = replace(way, predictions=self._rounds(shares))
         for step, share in enumerate(shares):
             way = self._cut(way, share, self._settings(step, len(shares)))
-        return way
+            if len(shares) > 1 and way.done.budget is not None:
+                way = replace(way, outcomes={**way.outcomes, _round(way.done.budget.unit, step): way.done.budget.met})
+        return replace(way, model=self._replaced(way.model, self.method.finish(self._evidence(way.model))))
+
+    def _rounds(self, shares: Sequence[float]) -> dict[str, float]:
+        """What every round will reach, where a budget that is a share is approached in several."""
+        budget = self.recipe.budget
+        if budget is None or len(shares) == 1 or budget.amount > 1:
+            return {}
+        whole = 0.0 if budget.unit == "sparsity" else 1.0
+        return {_round(budget.unit, n): whole + share * (budget.amount - whole) for n, share in enumerate(shares)}
+
+    def _evidence(self, model: Model) -> Evidence:
+        """What the method may look at before and after all steps."""
+        batches = None
+        if self.images is not None:
+            batches = partial(labelled, self.images.train, self.recipe.seed, torch.zeros((), dtype=model.dtype))
+        fit = None if self.training is None else self.training.keeping_zeros(model.module)
+        return Evidence(model.module, model.example, self.recipe.seed, batches, fit)
+
+    def _replaced(self, model: Model, module: nn.Module | None) -> Model:
+        return model if module is None else replace(model, module=module)
 
     def _hook(self, model: Model) -> Hook | None:
         """What the method adds to training; None where it does not train."""
@@ -114,7 +139,7 @@ class Steps:
         if settings is not None and self.training is not None:
             fit = self.training.fit(model.module, settings, [KeepZeros(model.module)])
             model = replace(model, module=fit.module)
-        return Way(way.done.then(result), model, pruned, recovered)
+        return replace(way, done=way.done.then(result), model=model, pruned=pruned, recovered=recovered)
 
     def figures(self, model: Model) -> Figures:
         """Of a model on the way."""
@@ -145,6 +170,10 @@ class Steps:
         else:
             epochs = settings.epochs * (step + 1) // steps - settings.epochs * step // steps
         return settings.model_copy(update={"epochs": epochs}) if epochs else None
+
+
+def _round(unit: str, step: int) -> str:
+    return f"{unit} in round {step + 1}"
 
 
 def _collapsed(model: Model) -> Model:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from prunecli.methods.hook import Hook
 from prunecli.ranks import restarted
 from prunecli.recipe.schema import Train
 from prunecli.train.data import Data
-from prunecli.train.loop import Fit, Report, Trainer
+from prunecli.train.loop import Fit, KeepZeros, Report, Trainer
 from prunecli.train.state import Saver
 
 
@@ -31,6 +31,7 @@ class Training:
         identity: of the run.
         resume: continue from states that are there.
         report: progress.
+        expected: what can be said of the whole run before it starts, by name.
         notes: what the user should know.
     """
 
@@ -41,6 +42,7 @@ class Training:
     identity: str
     resume: bool
     report: Report
+    expected: Mapping[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     _done: int = 0
 
@@ -57,7 +59,15 @@ class Training:
             self.notes = ["continued from a saved state"]
         saver = Saver(path, f"{self.identity} {self._done}", self.resume or restarted(), settings.save_seconds)
         self._done += 1
-        return Trainer(self.data, settings, self.seed, self.teacher, hooks, saver, self.report).fit(module)
+        return self._trainer(settings, hooks, saver).fit(module)
+
+    def _trainer(self, settings: Train, hooks: Sequence[Hook], saver: Saver) -> Trainer:
+        assert self.data is not None
+        return Trainer(self.data, settings, self.seed, self.teacher, hooks, saver, self.report, self.expected)
+
+    def keeping_zeros(self, module: nn.Module) -> Callable[[Train, Hook], nn.Module]:
+        """What trains a copy of `module` with one hook; zeros stay zero."""
+        return lambda settings, hook: self.fit(module, settings, [hook, KeepZeros(module)]).module
 
     def forget(self) -> None:
         """Remove the states, once the output is written."""

@@ -180,6 +180,18 @@ class Recover(Closed):
     images: int = Field(1024, ge=1)
 
 
+class Extra(Closed):
+    """More figures for the report.
+
+    Attributes:
+        overlap_with: an earlier result of the same network; how far its zeros and the new ones overlap.
+        linear_probe: what a linear classifier makes of the features.
+    """
+
+    overlap_with: str | None = None
+    linear_probe: bool = False
+
+
 class Recipe(Closed):
     """Everything one run needs. `method` is validated by the class that its name stands for."""
 
@@ -193,6 +205,7 @@ class Recipe(Closed):
     recover: Recover | None = None
     train: Train | None = None
     strip: Strip = Strip()
+    report: Extra = Extra()
     output: str | None = None
     seed: int = 0
 
@@ -210,6 +223,6 @@ class Recipe(Closed):
 
     def resolved(self) -> dict[str, Any]:
         """With all defaults, for the file's metadata; paths are left out, so equal runs give equal bytes."""
-        data = self.model_dump(exclude={"model", "output", "data", "method"})
+        data = self.model_dump(exclude={"model", "output", "data", "method", "report"})
         data["method"] = self.method.model_dump() if isinstance(self.method, BaseModel) else self.method
         return data

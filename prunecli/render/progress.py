@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 @contextmanager
 def training_progress(console: Console) -> Iterator[Callable[[Tick], None]]:
     """Yield what `fit` reports to."""
+    expectations = _Expectations(console)
     if console.quiet or not console.is_terminal:
-        yield lambda tick: _line(console, tick)
+        yield expectations.before(lambda tick: _line(console, tick))
         return
     columns = (
         TextColumn("epoch {task.fields[epoch]}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"),
@@ -29,11 +30,31 @@ def training_progress(console: Console) -> Iterator[Callable[[Tick], None]]:
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("training", total=None, epoch="", loss="", accuracy="-", speed="", own="")
-        yield lambda tick: bar.update(
+        yield expectations.before(lambda tick: bar.update(
             task, total=tick.steps, completed=tick.step, epoch=f"{tick.epoch + 1}/{tick.epochs}",
             loss=f"{tick.loss:.3f}", accuracy=_accuracy(tick), speed=f"{tick.images_per_second:.0f}",
             own=_own(tick),
-        )  # fmt: skip
+        ))  # fmt: skip
+
+
+class _Expectations:
+    """Says what was predicted, once, before anything else is reported."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._said: set[str] = set()
+
+    def before(self, report: Callable[[Tick], None]) -> Callable[[Tick], None]:
+        """The same report with the predictions before it."""
+
+        def both(tick: Tick) -> None:
+            new = {name: value for name, value in tick.expected.items() if name not in self._said}
+            self._said.update(new)
+            if new:
+                self._console.print(f"expected: {', '.join(f'{name} {value:.4g}' for name, value in new.items())}")
+            report(tick)
+
+        return both
 
 
 def _line(console: Console, tick: Tick) -> None:

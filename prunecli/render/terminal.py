@@ -101,6 +101,8 @@ def prune_report(facts: PruneFacts) -> RenderableType:
     parts: list[RenderableType] = [_stages({n: f for n, f in stages.items() if f is not None})]
     parts.append(Text(f"{facts.removed_channels} channels removed{_widths(facts.cuts)}"))
     parts += _proof(facts.verified, facts.budget)
+    if facts.found:
+        parts.append(_found(facts.predicted, facts.found))
     if facts.output is None:
         parts.append(Text("dry run: nothing was written", style="yellow"))
     return Stack(*parts)
@@ -159,6 +161,16 @@ def _proof(verified: Verified | None, budget: BudgetFacts | None) -> list[Render
             )
         )
     return parts
+
+
+def _found(predicted: Mapping[str, float], found: Mapping[str, float]) -> RenderableType:
+    """What a method said before it trained, and what came of it."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("", "expected", "found"):
+        table.add_column(name, justify="right" if name else "left")
+    for name in dict.fromkeys([*predicted, *found]):
+        table.add_row(escape(name), *(f"{side[name]:.4g}" if name in side else "" for side in (predicted, found)))
+    return table
 
 
 def _number(value: int | None) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from prunecli.device import usable
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example
-from prunecli.methods.hook import Course, Hook
+from prunecli.methods.hook import Batch, Course, Hook
 from prunecli.ranks import world
 from prunecli.recipe.schema import Train
 from prunecli.train.data import Data
@@ -38,7 +38,7 @@ from prunecli.train.state import Saver
 class Tick:
     """Progress after one step. `accuracy` is that of the last validation, None before the first.
 
-    `figures` are those of the method: sparsity, thresholds.
+    `figures` are those of the method: sparsity, thresholds. `expected` is what was predicted before the first step.
     """
 
     epoch: int
@@ -50,6 +50,7 @@ class Tick:
     accuracy: float | None
     finished_epoch: bool
     figures: Mapping[str, float] = field(default_factory=dict)
+    expected: Mapping[str, float] = field(default_factory=dict)
 
 
 Report = Callable[[Tick], None]
@@ -72,6 +73,8 @@ class KeepZeros(Hook):
         parameters = dict(module.named_parameters())
         with torch.no_grad():
             for name, zero in self._zeros.items():
+                if parameters[name].shape != zero.shape:  # another layer stands in its place for a while
+                    continue
                 parameters[name].masked_fill_(zero.to(parameters[name].device), 0)
 
     def state(self) -> dict[str, Any]:
@@ -157,6 +160,7 @@ class Trainer:
         hooks: what a method adds.
         saver: where the resumable state goes.
         report: called after each step.
+        expected: predictions of the caller, for the report.
     """
 
     data: Data
@@ -166,6 +170,7 @@ class Trainer:
     hooks: Sequence[Hook] = ()
     saver: Saver | None = None
     report: Report = ignore
+    expected: Mapping[str, float] = field(default_factory=dict)
 
     def fit(self, module: nn.Module) -> Fit:
         """Train a copy of `module`, which stays as it is.
@@ -189,7 +194,7 @@ class Trainer:
             if saved is not None:
                 run.restore(saved)
             with synchronised(student):
-                self._train(run, Loss(self.settings, teacher))
+                self._train(run, Loss(self.settings, teacher), {**self.expected, **predictions})
             if self.saver is not None:
                 self.saver.save(run.state())
             result = run.result
@@ -213,9 +218,9 @@ class Trainer:
         rates = [learning_rate(self.settings, step, order.steps, order.per_epoch) for step in range(order.steps)]
         images = partial(pictures, self.data.train, self.seed, home)
         both = partial(labelled, self.data.train, self.seed, home)
-        return Course(rates, self.settings, images, both, Example((next(images(1)),)))
+        return Course(rates, self.settings, images, both, order.count, Example((next(images(1)),)))
 
-    def _train(self, run: _Run, loss_of: Loss) -> None:
+    def _train(self, run: _Run, loss_of: Loss, expected: Mapping[str, float]) -> None:
         settings, order = self.settings, self._order
         started = saved_at = time.monotonic()
         seen = 0
@@ -226,17 +231,18 @@ class Trainer:
                 loss = _step(run, parts, rate)
                 seen += settings.batch_size * settings.accumulate * world()
                 finished = run.step % order.per_epoch == 0
-                if finished and len(order.held_out):
+                if finished and len(order.held_out) and all(hook.validates for hook in run.hooks):
                     _validate(run, self.data, order.held_out)
                 known = run.accuracies[-1] if run.accuracies else None
                 speed = seen / (time.monotonic() - started)
                 own = {name: value for hook in run.hooks for name, value in hook.figures().items()}
-                self.report(Tick(epoch, settings.epochs, run.step, order.steps, loss, speed, known, finished, own))
+                done = (epoch, settings.epochs, run.step, order.steps)
+                self.report(Tick(*done, loss, speed, known, finished, own, expected))
                 if self.saver and time.monotonic() - saved_at >= self.saver.seconds:
                     self.saver.save(run.state())
                     saved_at = time.monotonic()
 
-    def _batches(self, run: _Run, epoch: int, position: int, loss_of: Loss) -> Iterator[list[_Batch]]:
+    def _batches(self, run: _Run, epoch: int, position: int, loss_of: Loss) -> Iterator[list[_Part]]:
         """What each of the remaining steps of an epoch computes."""
         split, steps = self.data.train, self._order.epoch(epoch)[position:]
         home = next(run.module.parameters())
@@ -247,35 +253,33 @@ class Trainer:
             return loss_of(run.forward, images, split.labels[indices].to(home.device))
 
         for parts in steps:
-            pairs = [(part, next(found).to(home.device, home.dtype)) for part in parts]
+            ready = [next(found).to(home.device, home.dtype, memory_format=_layout(self.settings)) for _ in parts]
             yield [
-                _Batch(
-                    images.to(memory_format=_layout(self.settings)), partial(task, images, part.indices), part.weight
-                )
-                for part, images in pairs
+                _Part(Batch(images, part.indices), partial(task, images, part.indices), part.weight)
+                for part, images in zip(parts, ready, strict=True)
             ]
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Images, the loss of the recipe on them, and how much it counts."""
+class _Part:
+    """A batch, the loss of the recipe on it, and how much it counts."""
 
-    images: Tensor
+    batch: Batch
     task: Callable[[], Tensor]
     weight: float
 
 
-def _step(run: _Run, batches: Sequence[_Batch], rate: float) -> float:
-    """Accumulate the gradients of some batches, then move once. Returns the loss of this process."""
+def _step(run: _Run, parts: Sequence[_Part], rate: float) -> float:
+    """Accumulate the gradients of some parts, then move once. Returns the loss of this process."""
     run.module.train()
     for group in run.optimizer.param_groups:
         if group.get("scheduled", True):
             group["lr"] = rate
     run.optimizer.zero_grad(set_to_none=True)
     mean = 0.0
-    for number, batch in enumerate(batches, 1):
-        with run.quiet(number < len(batches)):
-            loss = _loss(run, batch) * (batch.weight / len(batches))
+    for number, part in enumerate(parts, 1):
+        with run.quiet(number < len(parts)):
+            loss = _loss(run, part) * (part.weight / len(parts))
             loss.backward()
         mean += float(loss.detach())
     run.optimizer.step()
@@ -287,12 +291,12 @@ def _step(run: _Run, batches: Sequence[_Batch], rate: float) -> float:
     return mean
 
 
-def _loss(run: _Run, batch: _Batch) -> Tensor:
+def _loss(run: _Run, part: _Part) -> Tensor:
     """Each hook in turn may add to the loss, or put another in its place."""
-    task = batch.task
+    task = part.task
     for hook in run.hooks:
-        task = partial(hook.loss, task, run.forward, batch.images)
-    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=run.bf16):
+        task = partial(hook.loss, task, run.forward, part.batch)
+    with torch.autocast(part.batch.images.device.type, torch.bfloat16, enabled=run.bf16):
         return task()
 
 

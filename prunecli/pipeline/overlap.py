@@ -1,0 +1,67 @@
+"""How far the zeros of two models of one architecture overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunecli.errors import InputError
+from prunecli.model import Model
+
+_BITS = 16  # of a position along one dim
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Intersection over union of the weights that two models keep.
+
+    Attributes:
+        found: over all layers.
+        expected: of random masks that keep as many weights of each layer.
+        layers: by the name of the weight.
+    """
+
+    found: float
+    expected: float
+    layers: dict[str, float]
+
+
+def overlap(first: Model, second: Model, whole: Model) -> Overlap:
+    """Compare weights with two or more dims, cut ones included: a weight that is gone is a zero.
+
+    Args:
+        first, second: perhaps cut.
+        whole: the model both come from.
+
+    Raises:
+        InputError: they are no models of one architecture.
+    """
+    ours, theirs = kept(first), kept(second)
+    sizes = {name: p.numel() for name, p in whole.module.named_parameters() if p.ndim > 1}
+    if set(ours) != set(theirs) or set(ours) - set(sizes):
+        raise InputError(f"{second.source} is another network than {first.source}: their zeros cannot be compared")
+    both, either, chance, layers = 0, 0, 0.0, {}
+    for name, positions in ours.items():
+        shared = len(np.intersect1d(positions, theirs[name], assume_unique=True))
+        union = len(positions) + len(theirs[name]) - shared
+        layers[name] = shared / union if union else 1.0
+        both, either = both + shared, either + union
+        chance += len(positions) * len(theirs[name]) / sizes[name]
+    total = both + either
+    return Overlap(both / max(1, either), chance / max(1.0, total - chance), layers)
+
+
+def kept(model: Model) -> dict[str, NDArray[np.uint64]]:
+    """The weights that are not zero, as positions in the tensors before any cut."""
+    found = {}
+    for name, parameter in model.module.named_parameters():
+        if parameter.ndim < 2:
+            continue
+        position = np.zeros(int((parameter != 0).sum()), dtype=np.uint64)
+        for dim, places in enumerate((parameter.detach() != 0).numpy().nonzero()):
+            before = np.asarray(model.journal.kept.get((name, dim), range(parameter.shape[dim])))
+            position = (position << np.uint64(_BITS)) | before[places].astype(np.uint64)
+        found[name] = position
+    return found
