@@ -53,6 +53,18 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class DynamicFacts:
+    """FLOPs that images take in a model with gates, and the mean share of open channels by gated layer."""
+
+    images: int
+    mean: int
+    least: int
+    most: int
+    percentiles: dict[str, int]  # "5", "25", "50", "75", "95"
+    open: dict[str, float]
+
+
+@dataclass(frozen=True)
 class AnalyzeFacts:
     """The result of `prunecli analyze`."""
 
@@ -72,6 +84,7 @@ class AnalyzeFacts:
     unknown_ops: dict[str, int] = field(default_factory=dict)
     why: list[WhyFacts] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    dynamic: DynamicFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +171,7 @@ class ExportFacts:
     checked: str  # the runtime that ran the file, or why none did
     max_abs_error: float | None
     seconds: float
+    notes: list[str] = field(default_factory=list)
 
 
 def to_json(facts: Any) -> dict[str, Any]:

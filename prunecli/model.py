@@ -298,15 +298,17 @@ def _own(tensor: Tensor, given: set[int]) -> Tensor:
 
 
 def _restructure(module: nn.Module, journal: Journal, what: str) -> None:
-    """Expanded layers and dropped batch norms; the cut comes first, since expansions start from what it left.
+    """Gates, dropped batch norms, expanded layers; the cut comes before these, since they start from what it left.
 
     Raises:
         CheckpointError: the journal speaks of layers that are not there, or not of that width.
     """
     from prunecli.surgery.expand import narrowed
     from prunecli.surgery.fold import drop
+    from prunecli.surgery.gates import install
 
     try:
+        install(module, journal.gates)
         drop(module, journal.folded)
         for expansion in journal.expansions.values():
             _cut_layers(module, expansion.layers, journal)

@@ -22,7 +22,7 @@ LAYERS = [
     {"graph"},
     {"cost", "cost.count", "cost.measure"},
     {"surgery"},
-    {"cost.budget", "cost.latency", "cost.allocation"},
+    {"cost.budget", "cost.latency", "cost.allocation", "cost.dynamic"},
     {"methods"},
     {"model"},
     {"loading"},

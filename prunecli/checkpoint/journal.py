@@ -6,10 +6,11 @@ It travels in the file; replaying it on a freshly built module gives the module 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 _MOST = 2**24  # no dim of a tensor is longer; a file that says so is damaged or hostile
+Kept = Mapping[tuple[str, int], tuple[int, ...]]
 Attributes = Mapping[str, Mapping[str, int | list[int]]]
 
 
@@ -23,20 +24,45 @@ class Expansion:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """A convolution with its batch norm (empty where it has none) that computes only what its head asks for.
+
+    `readers` are convolutions that skip channels which are zero.
+    """
+
+    conv: str
+    norm: str
+    readers: tuple[str, ...] = ()
+    depthwise: bool = False
+
+    def head_kept(self, kept: Kept) -> dict[tuple[str, int], tuple[int, ...]]:
+        """What a head has that is put on a convolution which was cut before: it reads and writes what that does."""
+        reads, writes = (
+            kept.get((f"{self.conv}.weight", 0 if self.depthwise else 1)),
+            kept.get((f"{self.conv}.weight", 0)),
+        )
+        head = f"{self.conv}.head"
+        places = {(f"{head}.weight", 0): writes, (f"{head}.bias", 0): writes, (f"{head}.weight", 1): reads}
+        return {place: indices for place, indices in places.items() if indices is not None}
+
+
+@dataclass(frozen=True)
 class Journal:
     """What was done to a freshly built module, in this order.
 
     Attributes:
+        gates: put in first; tensors and modules go by the names that they have then.
         kept: indices by (tensor name, dim).
         attributes: integers by module path.
         expansions: by the path of the layer that fills in constants.
         folded: paths of batch norms that went into the layer before.
     """
 
-    kept: Mapping[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
+    kept: Kept = field(default_factory=dict)
     attributes: Attributes = field(default_factory=dict)
     expansions: Mapping[str, Expansion] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
+    gates: tuple[Gate, ...] = ()
 
     @property
     def filled_in(self) -> int:
@@ -51,6 +77,8 @@ class Journal:
         """
         if self.expansions and later.kept:
             raise ValueError("channels cannot be cut after an expansion")
+        if later.gates:
+            return self._behind(later.gates).then(replace(later, gates=()))
         kept = dict(self.kept)
         for key, indices in later.kept.items():
             first = kept.get(key)
@@ -59,7 +87,27 @@ class Journal:
         for module, values in later.attributes.items():
             attributes.setdefault(module, {}).update(values)
         expansions = {**self.expansions, **later.expansions}
-        return Journal(kept, attributes, expansions, tuple(sorted({*self.folded, *later.folded})))
+        return Journal(kept, attributes, expansions, tuple(sorted({*self.folded, *later.folded})), self.gates)
+
+    def name_of(self, tensor: str) -> str:
+        """What a tensor is called now; gates take layers inside."""
+        owner, dot, attribute = tensor.rpartition(".")
+        return f"{self._moved.get(owner, owner)}{dot}{attribute}"
+
+    @property
+    def _moved(self) -> dict[str, str]:
+        """Where modules have gone."""
+        moved = {gate.conv: f"{gate.conv}.conv" for gate in self.gates}
+        return moved | {gate.norm: f"{gate.conv}.norm" for gate in self.gates if gate.norm}
+
+    def _behind(self, gates: tuple[Gate, ...]) -> Journal:
+        """The same cut of a model that has more gates."""
+        new = Journal(gates=gates)
+        kept = {(new.name_of(name), dim): indices for (name, dim), indices in self.kept.items()}
+        for gate in gates:
+            kept |= gate.head_kept(self.kept)
+        attributes = {new._moved.get(path, path): values for path, values in self.attributes.items()}
+        return replace(self, kept=kept, attributes=attributes, gates=(*self.gates, *gates))
 
     def to_json(self) -> dict[str, Any]:
         """Index lists as ranges, each with all the tensors it applies to."""
@@ -75,6 +123,7 @@ class Journal:
             "attributes": {m: dict(v) for m, v in sorted(self.attributes.items())},
             "expansions": expansions,
             "folded": list(self.folded),
+            "gates": [asdict(gate) for gate in self.gates],
         }
 
     @staticmethod
@@ -91,7 +140,20 @@ class Journal:
             data["attributes"],
             {found.layers[-1]: found for found in map(_expansion, data.get("expansions", []))},
             tuple(data.get("folded", [])),
+            tuple(map(_gate, data.get("gates", []))),
         )
+
+
+def _gate(entry: Mapping[str, Any]) -> Gate:
+    """One gate; it names modules.
+
+    Raises:
+        ValueError: it does not.
+    """
+    names = [entry["conv"], entry["norm"], *entry["readers"]]
+    if not entry["conv"] or not all(type(name) is str for name in names):
+        raise ValueError(f"a gate on {entry['conv']!r}")
+    return Gate(entry["conv"], entry["norm"], tuple(entry["readers"]), bool(entry["depthwise"]))
 
 
 def _expansion(entry: Mapping[str, Any]) -> Expansion:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 UPDATES = 200  # how often in a run the control looks
 _HALVINGS = 50
+MEASURED = 12  # halvings where each of them runs a network
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Ramp:
         """What should be reached after this step."""
         gone = min(1.0, step / (self.share * self.steps))
         return self.target * (1 - (1 - gone) ** 3)
+
+
+def largest(holds: Callable[[float], bool], low: float, high: float) -> float:
+    """About the largest number in [low, high] at which something holds that is measured, and true at `low`."""
+    if holds(high):
+        return high
+    for _ in range(MEASURED):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
 
 
 def smallest(reached: Callable[[float], bool], low: float, high: float) -> float:

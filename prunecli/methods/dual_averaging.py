@@ -101,6 +101,7 @@ class DualAveraging(Hook):
     """
 
     keeps_best = False
+    settles = True
 
     def __init__(
         self, weights: Sequence[str], sparsity: float | None, c: float | None, mu: float, scanned: int

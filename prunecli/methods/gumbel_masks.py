@@ -19,13 +19,11 @@ from prunecli.methods.magnitude import Magnitude
 from prunecli.methods.scope import ranks
 from prunecli.methods.widths import excluding, widths_of
 from prunecli.recipe.schema import Budget, Train
-from prunecli.surgery.recover import recalibrate
 
 if TYPE_CHECKING:
     from prunecli.methods.gumbel import GumbelMasks
 
 _WIDEST = 80.0  # beyond this a chance is 0 or 1
-CALIBRATION = 1024  # images for the batch norms of the network that is left
 
 
 class Sampled(torch.autograd.Function):
@@ -150,6 +148,7 @@ class Masks(Hook):
     """
 
     keeps_best = False
+    settles = True
 
     def __init__(self, method: GumbelMasks) -> None:
         self._method = method
@@ -218,7 +217,6 @@ class WeightMasks(Masks):
 
     def attach(self, module: nn.Module, course: Course) -> None:
         """Everything is frozen but the masks."""
-        self._course = course
         self._ramp = Ramp(self._sparsity or 0.0, self._method.ramp, course.steps)
         module.requires_grad_(False)
         self._layers: dict[str, MaskedWeight] = {}
@@ -264,7 +262,6 @@ class WeightMasks(Masks):
         for mask, own in zip(self.masks(), kept.split([m.logits.numel() for m in self.masks()]), strict=True):
             mask.decide(own.reshape(mask.logits.shape))
         bake(module, self._names)
-        settle_norms(module, self._course)
         self._found = {"sparsity": 1 - float(kept.double().mean()), "certain": certain}
 
 
@@ -286,7 +283,6 @@ class ChannelMasks(Masks):
         Raises:
             InputError: the budget is impossible.
         """
-        self._course = course
         fields = self._method
         bare = copied(module).eval()
         restrict = excluding(bare, fields.exclude)
@@ -338,7 +334,6 @@ class ChannelMasks(Masks):
         removed = self._widths.choose(scores)
         self._mask.decide(torch.from_numpy(~removed[self._free]).to(self._mask.logits.device))
         bake(module, [reader.name for reader in self._readers])
-        settle_norms(module, self._course)
         left = self._widths.cost(~removed) / self._widths.whole
         self._found = {self._widths.unit: left, "certain": certain}
 
@@ -349,9 +344,3 @@ def bake(module: nn.Module, names: Sequence[str]) -> None:
     for name in dict.fromkeys(names):
         owner, _, attribute = name.rpartition(".")
         parametrize.remove_parametrizations(module.get_submodule(owner), attribute, leave_parametrized=True)
-
-
-def settle_norms(module: nn.Module, course: Course) -> None:
-    """Batch norm has seen sampled networks; it takes the statistics of the one that is left."""
-    settled = recalibrate(module, lambda: course.images(CALIBRATION))
-    module.load_state_dict(settled.state_dict())

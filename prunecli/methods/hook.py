@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunecli.checkpoint.journal import Journal
 from prunecli.graph.tape import Example
 from prunecli.recipe.schema import Train
 
@@ -53,10 +54,12 @@ class Hook:
     Attributes:
         keeps_best: whether the weights that validate best are the result; a method that is done only at the end
             takes the last ones.
+        settles: whether batch norm takes the statistics of the finished network, which is not the one it has seen.
         validates: whether what the model answers in training is a class.
     """
 
     keeps_best = True
+    settles = False
     validates = True
 
     def attach(self, module: nn.Module, course: Course) -> None:
@@ -85,6 +88,11 @@ class Hook:
 
     def finalize(self, module: nn.Module) -> None:
         """Called once, at the end: leave a plain model."""
+
+    @property
+    def journal(self) -> Journal:
+        """What the model has become that a plain one is not."""
+        return Journal()
 
     def outcomes(self) -> Mapping[str, float]:
         """What came of the predictions, and what else is worth a report; asked after `finalize`."""

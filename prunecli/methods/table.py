@@ -20,6 +20,7 @@ _BUILTIN = {
     "grda": "prunecli.methods.grda:DirectionalPruning",
     "gumbel": "prunecli.methods.gumbel:GumbelMasks",
     "selfsup": "prunecli.methods.selfsup:SelfSupervision",
+    "ftwt": "prunecli.methods.ftwt:FireTogether",
     "batchnorm": "prunecli.methods.batchnorm:BatchNormScale",
     "fpgm": "prunecli.methods.fpgm:GeometricMedian",
     "taylor": "prunecli.methods.taylor:Taylor",

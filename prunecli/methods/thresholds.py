@@ -63,6 +63,7 @@ class Thresholds(Hook):
     """
 
     keeps_best = False
+    settles = True
 
     def __init__(self, weights: Sequence[str], sparsity: float | None, s_init: float, ramp: float) -> None:
         self._names = list(weights)

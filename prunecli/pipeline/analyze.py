@@ -17,7 +17,7 @@ from prunecli.facts import AnalyzeFacts, GroupFacts, LayerFacts, WhyFacts
 from prunecli.graph.channels import Channels, Group, trace
 from prunecli.graph.tape import ForwardError
 from prunecli.model import DEFAULT, Model, Opening, from_checkpoint, is_architecture, open_model
-from prunecli.pipeline.evaluation import measure_accuracy
+from prunecli.pipeline.evaluation import data_for, flops_taken, measure_accuracy
 from prunecli.pipeline.figures import count, path_bytes, source_bytes
 
 
@@ -74,6 +74,8 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
         notes.append(f"{error.problem}; input {'x'.join(map(str, model.input))}")
     params, nonzero, sparsity = count(dict(model.module.named_parameters()))
     flops = None if channels is None else flops_by_op(model.module, model.example)
+    if model.journal.gates:
+        notes.append(f"{len(model.journal.gates)} layers are gated: FLOPs are those with every channel open")
     return AnalyzeFacts(
         model=model.source,
         format=model.format,
@@ -91,6 +93,7 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
         unknown_ops={} if channels is None else channels.unknown,
         why=[] if why is None else _explain(model.module, channels, why),
         notes=notes,
+        dynamic=None if data is None else flops_taken(model, data_for(model, data)),
     )
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
+from prunecli.cost.dynamic import dynamic_cost, masks_of
 from prunecli.errors import DataError
+from prunecli.facts import DynamicFacts
 from prunecli.graph.tape import Example
 from prunecli.model import Model
 from prunecli.train.data import Data, open_data
-from prunecli.train.evaluate import accuracy, logits
+from prunecli.train.evaluate import BATCH, accuracy, logits
 
 
 def data_for(model: Model, text: str) -> Data:
@@ -37,6 +40,23 @@ def measure_accuracy(model: Model, text: str | None) -> float | None:
 def known_accuracy(module: nn.Module, data: Data | None) -> float | None:
     """Top-1 on the test images, None without data or labels."""
     return None if data is None or data.classes is None else accuracy(module, data.test)
+
+
+def flops_taken(model: Model, data: Data | None) -> DynamicFacts | None:
+    """What test images take in a model with gates; None without gates or data."""
+    if data is None or not model.journal.gates:
+        return None
+    batches = list(torch.arange(len(data.test)).split(BATCH))
+    masks = masks_of(model.module, (images.to(model.dtype) for images in data.test.batches(batches)))
+    taken = dynamic_cost(model.module, model.example)(masks)
+    return DynamicFacts(
+        images=len(taken),
+        mean=round(float(taken.mean())),
+        least=round(float(taken.min())),
+        most=round(float(taken.max())),
+        percentiles={str(p): round(float(np.percentile(taken, p))) for p in (5, 25, 50, 75, 95)},
+        open={name: float(mask.mean()) for name, mask in masks.items()},
+    )
 
 
 def real_example(model: Model, data: Data, count: int = 8) -> Example:

@@ -13,6 +13,8 @@ from prunecli.graph.tape import Example
 from prunecli.model import DEFAULT, Opening, open_model
 from prunecli.surgery.verify import random_example
 
+GATED = "the gates are masks in this file: every channel is computed, then set to zero where an image does not need it"
+
 
 def export(source: str, output: Path, opening: Opening = DEFAULT) -> ExportFacts:
     """Write a model in the format of the output's suffix.
@@ -46,5 +48,6 @@ def export(source: str, output: Path, opening: Opening = DEFAULT) -> ExportFacts
         bytes=output.stat().st_size,
         checked=target.runtime,
         max_abs_error=error,
+        notes=[GATED] if model.journal.gates else [],
         seconds=round(time.monotonic() - started, 3),
     )

@@ -14,7 +14,6 @@ from prunecli.model import DEFAULT, Model, Opening, open_model
 from prunecli.pipeline.container import Provenance, identity, parent_digest, save
 from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
 from prunecli.pipeline.figures import figures, source_bytes
-from prunecli.pipeline.operate import Operated
 from prunecli.pipeline.overlap import overlap
 from prunecli.pipeline.steps import Steps, Way
 from prunecli.pipeline.training import Training
@@ -63,7 +62,7 @@ def prune(
     steps = Steps(opened, recipe, images, training)
     way = steps.run()
     result, final = way.done, way.model
-    _insist_on_change(result, before, opened)
+    _insist_on_change(way, before, opened)
     after = steps.figures(final)
     if output is not None:
         evaluation = evaluated(recipe.data, before.accuracy, after.accuracy)
@@ -108,7 +107,7 @@ def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFac
         output=None,
         seconds=0.0,
         cuts=_cuts(opened, way.model),
-        notes=[*opened.notes, *_disagreement(result.budget, before, after)],
+        notes=[*opened.notes, *_disagreement(result.budget, before, after, bool(way.model.journal.gates))],
         recovered=way.recovered,
         predicted=dict(way.predictions),
         found=dict(way.outcomes),
@@ -133,15 +132,16 @@ def _met(budget: BudgetFacts | None, before: Figures, after: Figures) -> BudgetF
     return replace(budget, met=after.bytes / before.bytes) if budget and budget.unit == "size" else budget
 
 
-def _disagreement(budget: BudgetFacts | None, before: Figures, after: Figures) -> list[str]:
-    """fvcore has the last word on FLOPs; where it counts otherwise than the solver did, say so."""
+def _disagreement(budget: BudgetFacts | None, before: Figures, after: Figures, gated: bool) -> list[str]:
+    """The budget is met on training images, and as the solver counts; what else is measured is said as well."""
     if budget is None or budget.unit != "flops" or not before.flops or after.flops is None:
         return []
     measured = after.flops / before.flops
     if abs(measured - budget.met) < 1e-9:
         return []
-    note = f"fvcore counts {percent(measured)} of the FLOPs, the solver, which knows more ops, {percent(budget.met)}"
-    return [note]
+    who = "fvcore counts" if not gated else "the test images take, in the mean,"
+    whose = "the solver, which knows more ops," if not gated else "the training images"
+    return [f"{who} {percent(measured)} of the FLOPs, {whose} {percent(budget.met)}"]
 
 
 def _method(recipe: Recipe) -> Method:
@@ -150,9 +150,10 @@ def _method(recipe: Recipe) -> Method:
     return recipe.method
 
 
-def _insist_on_change(result: Operated, before: Figures, opened: Model) -> None:
-    """Zeroed weights are a change even where no channel could go."""
-    if result.removed:
+def _insist_on_change(way: Way, before: Figures, opened: Model) -> None:
+    """Zeroed weights and gates are a change even where no channel could go."""
+    result = way.done
+    if result.removed or way.model.journal.gates != opened.journal.gates:
         return
     zeroed = sum(int((p == 0).sum()) for p in result.module.parameters())
     if zeroed > before.params - before.nonzero:
@@ -171,4 +172,5 @@ def _cuts(opened: Model, final: Model) -> list[CutFacts]:
     """Widths before and after, for each layer that lost outputs."""
     before = {n: p.shape[0] for n, p in opened.module.named_parameters() if p.ndim > 1}
     after = {n: p.shape[0] for n, p in final.module.named_parameters() if p.ndim > 1}
-    return [CutFacts(n.rpartition(".")[0], before[n], after[n]) for n in before if after[n] != before[n]]
+    pairs = ((name, width, after[final.journal.name_of(name)]) for name, width in before.items())
+    return [CutFacts(name.rpartition(".")[0], old, new) for name, old, new in pairs if new != old]

@@ -15,7 +15,7 @@ from prunecli.facts import Figures
 from prunecli.methods.base import Evidence, Method
 from prunecli.methods.hook import Hook
 from prunecli.model import Model
-from prunecli.pipeline.evaluation import known_accuracy
+from prunecli.pipeline.evaluation import flops_taken, known_accuracy
 from prunecli.pipeline.figures import figures, tensor_bytes
 from prunecli.pipeline.operate import Operated, operate, prunable, restore_dtypes
 from prunecli.pipeline.training import Training
@@ -119,8 +119,10 @@ class Steps:
         if settings.ema is not None:
             raise InputError(f"method {self.method.name} is done with its last weights", hint="leave out train.ema")
         fit = self.training.fit(way.model.module, settings, [hook])
-        model = replace(way.model, module=fit.module)
+        model = way.model.after(fit.module, hook.journal)
         result = operate(model, self.recipe, self.images, reference=self.opened, trained=True)
+        if self.method.kind == "dynamic" and result.budget is not None:
+            result = replace(result, budget=replace(result.budget, met=fit.outcomes[result.budget.unit]))
         final = model.after(restore_dtypes(result.module, model.module), result.journal)
         return Way(way.done.then(result), final, predictions=fit.predictions, outcomes=fit.outcomes)
 
@@ -142,9 +144,11 @@ class Steps:
         return replace(way, done=way.done.then(result), model=model, pruned=pruned, recovered=recovered)
 
     def figures(self, model: Model) -> Figures:
-        """Of a model on the way."""
+        """Of a model on the way; with gates its FLOPs are those that the test images take in the mean."""
         accuracy = known_accuracy(model.module, self.images)
-        return figures(model, model.module, tensor_bytes(model.module), accuracy)
+        found = figures(model, model.module, tensor_bytes(model.module), accuracy)
+        taken = flops_taken(model, self.images)
+        return found if taken is None else replace(found, flops=taken.mean)
 
     def _recovered(self, before: Model, after: Model, cut: Journal) -> Model:
         """Fitted to the model before the cut, on images of the recipe's data."""

@@ -14,6 +14,7 @@ from prunecli.facts import (
     AnalyzeFacts,
     BudgetFacts,
     CutFacts,
+    DynamicFacts,
     ExportFacts,
     Figures,
     FinetuneFacts,
@@ -56,9 +57,16 @@ def _totals(facts: AnalyzeFacts) -> Table:
     ]
     if facts.accuracy is not None:
         rows.append(("top-1", percent(facts.accuracy)))
+    if facts.dynamic is not None:
+        rows.append((f"FLOPs of {facts.dynamic.images} images", _spread(facts.dynamic)))
     for name, value in rows:
         table.add_row(f"[bold]{name}[/]", escape(value))
     return table
+
+
+def _spread(facts: DynamicFacts) -> str:
+    middle = ", ".join(f"{name} % {human(value)}" for name, value in facts.percentiles.items())
+    return f"mean {human(facts.mean)}, {human(facts.least)} to {human(facts.most)} (percentiles {middle})"
 
 
 def _parts(counts: Mapping[str, int]) -> str:

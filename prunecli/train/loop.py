@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from prunecli.device import usable
 from prunecli.graph.copying import copied
-from prunecli.graph.tape import Example
+from prunecli.graph.tape import Example, record
 from prunecli.methods.hook import Batch, Course, Hook
 from prunecli.ranks import world
 from prunecli.recipe.schema import Train
+from prunecli.surgery.recover import recalibrate
 from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loss import Loss
@@ -32,6 +33,8 @@ from prunecli.train.parallel import own_device, share, synchronised, together, t
 from prunecli.train.schedule import learning_rate
 from prunecli.train.split import labelled, pictures
 from prunecli.train.state import Saver
+
+CALIBRATION = 1024  # images for the batch norms of a network that has changed at the end
 
 
 @dataclass(frozen=True)
@@ -181,15 +184,14 @@ class Trainer:
         device, layout = _device(self.settings.device), _layout(self.settings)
         student = copied(module).to(device).to(memory_format=layout)
         teacher = None if self.teacher is None else copied(self.teacher).eval().to(device)
-        with torch.random.fork_rng(devices=[]), together(device):
+        together(device)
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
+            course = self._course(student)
             for hook in self.hooks:
-                hook.attach(student, self._course(student))
+                hook.attach(student, course)
             predictions = {name: value for hook in self.hooks for name, value in hook.predictions().items()}
-            run = _Run(
-                student, _forward(student, self.settings), _optimizer(student, self.settings, self.hooks),
-                _average(student, self.settings), self.hooks, self.settings.bf16,
-            )  # fmt: skip
+            run = self._started(student, course.example)
             saved = self.saver.load() if self.saver else None
             if saved is not None:
                 run.restore(saved)
@@ -202,12 +204,19 @@ class Trainer:
                 result.load_state_dict(run.best)
             for hook in self.hooks:
                 hook.finalize(result)
+            if any(hook.settles for hook in self.hooks):
+                result = recalibrate(result, lambda: course.images(CALIBRATION))
             outcomes = {name: value for hook in self.hooks for name, value in hook.outcomes().items()}
         finished = result.to("cpu").to(memory_format=torch.contiguous_format).eval()
         learned = {name: p.requires_grad for name, p in module.named_parameters()}
         for name, parameter in finished.named_parameters():  # hooks freeze what stays
             parameter.requires_grad_(learned.get(name, True))
         return Fit(finished, run.accuracies, predictions, outcomes)
+
+    def _started(self, student: nn.Module, example: Example) -> _Run:
+        settings = self.settings
+        forward, optimizer = _forward(student, settings, example), _optimizer(student, settings, self.hooks)
+        return _Run(student, forward, optimizer, _average(student, settings), self.hooks, settings.bf16)
 
     @property
     def _order(self) -> Order:
@@ -319,12 +328,14 @@ def _device(name: str) -> torch.device:
     return own_device(usable(name, "train.device: auto, cpu or cuda"))
 
 
-def _forward(module: nn.Module, settings: Train) -> Callable[[Tensor], Any]:
+def _forward(module: nn.Module, settings: Train, example: Example) -> Callable[[Tensor], Any]:
     """What is called in training: compiled where asked, gradients averaged over all processes."""
     called: Any = torch.compile(module) if settings.compile else module
     if world() == 1:
         return called  # type: ignore[no-any-return]
-    return nn.parallel.DistributedDataParallel(called, broadcast_buffers=False, find_unused_parameters=True)
+    learned = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    unused = bool(learned - record(module, example, train=True).used_params())
+    return nn.parallel.DistributedDataParallel(called, find_unused_parameters=unused)
 
 
 def _optimizer(module: nn.Module, settings: Train, hooks: Sequence[Hook]) -> torch.optim.Optimizer:

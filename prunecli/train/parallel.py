@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -10,23 +11,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunecli.ranks import local_rank, rank, world
 
 
-@contextmanager
-def together(device: torch.device) -> Iterator[None]:
-    """Connect all processes, where there are several; they part at the end."""
-    if world() == 1 or dist.is_initialized():
-        yield
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+def together(device: torch.device) -> None:
+    """Connect all processes, where there are several and they are not yet; they part at exit."""
+    if world() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -51,6 +45,24 @@ def share(indices: Tensor) -> Tensor:
     return indices[rank() :: world()]
 
 
+class _Total(torch.autograd.Function):
+    """A sum over all processes, through which gradients flow back as their sum."""
+
+    @staticmethod
+    def forward(ctx: Any, mine: Tensor) -> Tensor:
+        del ctx
+        summed = mine.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        del ctx
+        summed = grads[0].clone()
+        dist.all_reduce(summed)
+        return summed
+
+
 class Synchronised(nn.Module):
     """Mixed into the class of a batch norm: its statistics are those of the images of all processes.
 
@@ -64,10 +76,10 @@ class Synchronised(nn.Module):
             plain: Tensor = super().forward(x)
             return plain
         dims, shape = [d for d in range(x.ndim) if d != 1], [1, -1, *[1] * (x.ndim - 2)]
-        first: Tensor = all_reduce(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
+        first: Tensor = _Total.apply(torch.cat([x.sum(dims), x.new_tensor([x.numel() / x.shape[1]])]))
         mean, count = first[:-1] / first[-1], float(first[-1].detach())
         centred = x - mean.reshape(shape)
-        variance = all_reduce(centred.square().sum(dims)) / count
+        variance = _Total.apply(centred.square().sum(dims)) / count
         _remember(norm, mean.detach(), variance.detach() * count / (count - 1))
         normal: Tensor = centred * (variance + norm.eps).rsqrt().reshape(shape)
         if norm.weight is None:

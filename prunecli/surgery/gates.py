@@ -1,0 +1,243 @@
+"""Gates: layers that compute, for every image, only the channels that a small head asks for.
+
+A gated layer is a convolution with its batch norm and a linear head that looks at the mean of what the convolution
+reads. In a batch the other channels are computed and set to zero; for a single image they are not computed at all,
+and layers that read them skip what is zero. Both give the same up to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from prunecli.checkpoint.journal import Gate
+from prunecli.graph.tape import Example, Op, Tape, record
+
+# Activations that leave zero at zero: a channel that is zero before them is zero behind them.
+ACTIVATIONS = frozenset(
+    f"aten.{name}{end}"
+    for name in ("relu", "relu6", "hardtanh", "silu", "gelu", "hardswish", "leaky_relu", "elu", "mish", "tanh")
+    for end in ("", "_")
+)
+# What else a zero channel passes.
+_PASSES = ACTIVATIONS | {
+    "aten.max_pool2d_with_indices", "aten.avg_pool2d", "aten._adaptive_avg_pool2d", "aten.mean", "aten.clone",
+    "aten.dropout", "aten.detach", "aten.alias", "aten.mul", "aten.mul_",
+}  # fmt: skip
+
+
+class Gated(nn.Module):
+    """A convolution, its batch norm, and the head that says which of its channels an image needs.
+
+    Attributes:
+        conv, norm: as they were; norm may be an identity.
+        head: from the mean of every input channel to one logit for each output channel.
+        watched: whether forward remembers what it saw, for a method that trains heads.
+        oracle: takes the ungated output and gives the mask in place of the head.
+        seen: (logits, output before the mask) of the last forward pass that was watched.
+        mask: (N, C) of that pass.
+    """
+
+    def __init__(self, conv: nn.Module, norm: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = conv, norm, head
+        self.watched = False
+        self.joint = False
+        self.oracle: Any = None
+        self.seen: tuple[Tensor, Tensor] | None = None
+        self.mask: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, H, W) -> (N, C, H', W')."""
+        logits = self.head((x if self.joint else x.detach()).mean((2, 3)))
+        if not self.watched and _alone(self, x):
+            return self._computed(x, (logits[0] > 0).nonzero().flatten())
+        whole: Tensor = self.norm(self.conv(x))
+        mask = (logits.detach() > 0).to(whole.dtype) if self.oracle is None else self.oracle(whole.detach())
+        if self.watched:
+            self.seen, self.mask = (logits, whole), mask
+        masked: Tensor = whole * mask[:, :, None, None]
+        return masked
+
+    def _computed(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Some channels of the output of one image, the others zero."""
+        conv: Any = self.conv
+        columns = rows if conv.groups > 1 else _present(x)
+        weight = conv.weight[rows] if conv.groups > 1 else conv.weight[rows][:, columns]
+        bias = None if conv.bias is None else conv.bias[rows]
+        groups = max(1, len(rows)) if conv.groups > 1 else 1
+        found = _some_of(self.norm, _convolved(conv, x[:, columns], weight, bias, groups), rows)
+        whole = found.new_zeros(1, conv.out_channels, *found.shape[2:])
+        return whole.index_copy_(1, rows, found)
+
+
+class Skipping(nn.Module):
+    """Mixed into the class of a convolution that reads gated channels: for one image it skips those that are zero."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the convolution."""
+        conv: Any = self
+        if not _alone(self, x):
+            plain: Tensor = super().forward(x)
+            return plain
+        columns = _present(x)
+        return _convolved(conv, x[:, columns], conv.weight[:, columns], conv.bias, 1)
+
+
+def _alone(module: nn.Module, x: Tensor) -> bool:
+    """One image, for real: not while the model is trained, traced or exported."""
+    real = (
+        not (module.training or x.is_meta or torch.compiler.is_compiling())
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and _get_current_dispatch_mode() is None
+    )
+    return real and len(x) == 1
+
+
+def _present(x: Tensor) -> Tensor:
+    """Channels of one image that are not all zero."""
+    return x[0].flatten(1).any(1).nonzero().flatten()
+
+
+def _convolved(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, groups)
+
+
+def _some_of(norm: Any, x: Tensor, rows: Tensor) -> Tensor:
+    """A batch norm in eval on some of its channels."""
+    if isinstance(norm, nn.Identity):
+        return x
+    mean, variance, weight, bias = (
+        None if tensor is None else tensor[rows]
+        for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
+
+
+@cache
+def _skipping_class(kind: Any) -> type[nn.Module]:
+    return type(f"Skipping{kind.__name__}", (Skipping, kind), {})
+
+
+def gates_of(module: nn.Module) -> dict[str, Gated]:
+    """The gated layers of a model, by path."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, Gated)}
+
+
+def install(module: nn.Module, gates: Sequence[Gate]) -> nn.Module:
+    """Put gates into a model in place; their heads ask for everything.
+
+    Raises:
+        AttributeError, TypeError: a gate names what is not there, or is no such layer.
+    """
+    for gate in gates:
+        conv, norm = module.get_submodule(gate.conv), nn.Identity()
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"{gate.conv} is no convolution")
+        if gate.norm:
+            norm = module.get_submodule(gate.norm)  # type: ignore[assignment]
+            if not isinstance(norm, nn.BatchNorm2d):
+                raise TypeError(f"{gate.norm} is no batch norm")
+            module.set_submodule(gate.norm, nn.Identity())
+        head = nn.Linear(conv.in_channels, conv.out_channels).to(conv.weight.device, conv.weight.dtype)
+        nn.init.zeros_(head.weight)
+        nn.init.ones_(head.bias)
+        module.set_submodule(gate.conv, Gated(conv, norm, head))
+    for path in {path for gate in gates for path in gate.readers}:
+        _skip(module.get_submodule(path), path)
+    return module
+
+
+def _skip(reader: Any, path: str) -> None:
+    kind: Any = type(reader)
+    if kind is not nn.Conv2d or reader.groups > 1:
+        raise TypeError(f"{path} is no plain convolution")
+    reader.__class__ = _skipping_class(kind)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A gate that could be, and the activation behind it."""
+
+    gate: Gate
+    activation: Callable[[Tensor], Tensor]
+
+
+def candidates(module: nn.Module, example: Example) -> list[Candidate]:
+    """Convolutions whose channels can be gated: called once, with an activation behind that leaves zero at zero.
+
+    Those that read the input of the model have nothing to decide from. Of grouped convolutions only depthwise ones.
+    """
+    tape = record(module, example)
+    readers, calls = tape.readers(), tape.calls(("aten.convolution", "aten.native_batch_norm"))
+    found: dict[int, Candidate] = {}
+    for op in calls.values():
+        if not _is_gateable(module, tape, op):
+            continue
+        following = readers.get(op.outputs[0], [])
+        norm = following[0] if len(following) == 1 and _is_norm(module, calls, following[0]) else None
+        last = norm or op
+        after = readers.get(last.outputs[0], [])
+        if len(after) == 1 and after[0].name in ACTIVATIONS and last.outputs[0] not in tape.outputs:
+            gate = Gate(op.module, norm.module if norm else "", depthwise=int(op.args[8]) > 1)
+            found[last.outputs[0]] = Candidate(gate, _activation(after[0]))
+    source = sources(tape, {value: candidate.gate.conv for value, candidate in found.items()})
+    taken = {candidate.gate.conv for candidate in found.values()}
+    skipping: dict[str, list[str]] = {}
+    for op in calls.values():
+        writer = source.get(op.args[0].index)
+        if writer is not None and op.module not in taken and _is_plain(module, op):
+            skipping.setdefault(writer, []).append(op.module)
+    return [
+        replace(known, gate=replace(known.gate, readers=tuple(skipping.get(known.gate.conv, ()))))
+        for known in found.values()
+    ]
+
+
+def _activation(op: Op) -> Callable[[Tensor], Tensor]:
+    """The same op on another tensor."""
+    function = getattr(torch.ops.aten, op.name.removeprefix("aten.").removesuffix("_"))
+    return lambda x: function(x, *op.args[1:], **op.kwargs)
+
+
+def _is_gateable(module: nn.Module, tape: Tape, op: Op) -> bool:
+    """A convolution of zero-padded activations, dense or depthwise."""
+    if op.name != "aten.convolution" or op.args[6] or op.args[0].index in tape.inputs:
+        return False
+    layer = module.get_submodule(op.module)
+    return type(layer) is nn.Conv2d and layer.groups in (1, layer.in_channels) and layer.padding_mode == "zeros"
+
+
+def _is_plain(module: nn.Module, op: Op) -> bool:
+    layer = module.get_submodule(op.module)
+    return op.name == "aten.convolution" and type(layer) is nn.Conv2d and layer.groups == 1
+
+
+def _is_norm(module: nn.Module, calls: Mapping[str, Op], op: Op) -> bool:
+    own = op.name == "aten.native_batch_norm" and calls.get(op.module) is op
+    return own and type(module.get_submodule(op.module)) is nn.BatchNorm2d
+
+
+def sources(tape: Tape, starts: Mapping[int, str]) -> dict[int, str]:
+    """For each value the gate whose closed channels are zero in it.
+
+    Args:
+        tape: of the model.
+        starts: the gate of each value that one writes.
+    """
+    found: dict[int, str] = {}
+    for op in tape.ops:
+        known = [found[ref.index] for ref in op.refs if ref.index in found]
+        for output in op.outputs[:1]:
+            if output in starts:
+                found[output] = starts[output]
+            elif known and op.name in _PASSES and len(tape.shapes[output]) == 4:
+                found[output] = known[0]
+    return found
