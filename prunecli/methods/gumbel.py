@@ -41,7 +41,7 @@ class GumbelMasks(Method):
     tau: float = Field(1.0, gt=0)
     lr: float = Field(50.0, gt=0)
     rescale_lr: float = Field(1e-3, ge=0)
-    ramp: float = Field(0.75, gt=0, le=1)
+    ramp: float = Field(0.5, gt=0, le=1)
 
     @property
     def budget_units(self) -> tuple[str, ...]:

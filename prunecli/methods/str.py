@@ -24,6 +24,7 @@ class SoftThresholds(Method):
     """Fields of ``method: {name: str}``.
 
     Attributes:
+        structure: ``channel`` puts the thresholds on the scales of batch norms.
         s_init: where every s starts; inserting the thresholds changes no output.
         ramp: share of the run after which the asked sparsity is reached.
     """
@@ -31,18 +32,21 @@ class SoftThresholds(Method):
     kind = "train"
 
     name: Literal["str"]
-    structure: Literal["weight"] = "weight"
+    structure: Literal["weight", "channel"] = "weight"
     s_init: float = Field(-10.0, lt=0)
-    ramp: float = Field(0.75, gt=0, le=1)
+    ramp: float = Field(0.5, gt=0, le=1)
 
     @property
     def budget_units(self) -> tuple[str, ...]:
         """Zeros are what it makes; without a budget the decay decides how many, as in the paper."""
-        return ("sparsity", "none")
+        return ("sparsity", "none") if self.structure == "weight" else ("flops", "params")
 
     def hook(self, weights: Sequence[str], budget: Budget | None) -> Hook:
-        """Thresholds on the named weights, up to the sparsity of the budget."""
+        """Thresholds on the named weights or on batch norms, up to the budget."""
+        from prunecli.methods.norm_thresholds import NormThresholds
         from prunecli.methods.thresholds import Thresholds
 
+        if self.structure == "channel" and budget is not None:
+            return NormThresholds(self, budget)
         sparsity = None if budget is None else budget.amount
         return Thresholds(weights, sparsity, self.s_init, self.ramp)

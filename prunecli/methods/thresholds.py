@@ -14,7 +14,7 @@ from prunecli.errors import InputError
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Course, Hook
 
-_LOWEST, _HIGHEST = -60.0, 20.0  # between these a sigmoid goes from 0 to 1
+LOWEST, HIGHEST = -60.0, 20.0  # between these a sigmoid goes from 0 to 1
 AWAKE = -10.0  # from here on a threshold is large enough to make zeros
 
 
@@ -153,7 +153,7 @@ class Thresholds(Hook):
         def reached(offset: float) -> bool:
             return sum(int((size <= p.at(p.offset.new_tensor(offset))).sum()) for p, size in layers) >= wanted
 
-        offset = smallest(reached, _LOWEST, _HIGHEST)
+        offset = smallest(reached, LOWEST, HIGHEST)
         for threshold, _ in layers:
             threshold.offset.fill_(offset)
 

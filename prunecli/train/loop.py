@@ -288,7 +288,7 @@ def _step(run: _Run, parts: Sequence[_Part], rate: float) -> float:
     mean = 0.0
     for number, part in enumerate(parts, 1):
         with run.quiet(number < len(parts)):
-            loss = _loss(run, part) * (part.weight / len(parts))
+            loss = _loss(run, part) * part.weight
             loss.backward()
         mean += float(loss.detach())
     run.optimizer.step()

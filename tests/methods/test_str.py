@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,19 @@ import torch
 from courses import course
 from hypothesis import given
 from hypothesis import strategies as st
+from randomise import randomise
 from torch import nn
 from torch.nn.utils import parametrize
 
 import prunecli
 from prunecli.errors import InputError
+from prunecli.graph.tape import Example
 from prunecli.methods.hook import Course
+from prunecli.methods.norm_thresholds import NormThresholds
+from prunecli.methods.str import SoftThresholds
 from prunecli.methods.thresholds import SoftThreshold, Thresholds, soft, wake_up
 from prunecli.recipe.load import validate
-from prunecli.recipe.schema import Train
+from prunecli.recipe.schema import Budget, Train
 from prunecli.train.data import open_data
 from prunecli.train.loop import Trainer
 from prunecli.train.schedule import learning_rate
@@ -153,6 +158,54 @@ def test_decay_alone_wakes_the_thresholds_up() -> None:
     assert fit.outcomes["sparsity"] == pytest.approx(
         sum(int((fit.module.get_parameter(n) == 0).sum()) for n in NAMES) / (64 * 40 + 40 * 10)
     )
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    return randomise(nn.Sequential(
+        nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
+        nn.Conv2d(12, 16, 3), nn.BatchNorm2d(16), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10),
+    )).eval()  # fmt: skip
+
+
+def test_insertion_into_batch_norms_changes_no_output() -> None:
+    module, example = convolutional().double(), torch.randn(5, 1, 8, 8).double()
+    with torch.no_grad():
+        module[1].weight[0] = 0.0  # a channel that is its shift
+        module[1].weight[1] *= -1
+    expected = module(example)
+    known = replace(course(10), example=Example((torch.zeros(1, 1, 8, 8).double(),)))
+    NormThresholds(SoftThresholds(name="str", structure="channel"), Budget(flops=0.5)).attach(module, known)
+    torch.testing.assert_close(module(example), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(module[1].weight[2:], convolutional().double()[1].weight[2:], atol=1e-12, rtol=0)
+
+
+def test_a_thresholded_scale_takes_its_shift_along() -> None:
+    module = convolutional()
+    hook = NormThresholds(SoftThresholds(name="str", structure="channel"), Budget(flops=0.5))
+    hook.attach(module, course(10))
+    hook.after_step(module, 10)
+    gone = (module[1].weight == 0) | (module[4].weight[:12] == 0)
+    assert gone.any()
+    assert bool((module[1].bias[module[1].weight == 0] == 0).all())
+    hook.finalize(module)
+    assert not any(map(parametrize.is_parametrized, module.modules()))
+    assert hook.outcomes()["flops"] <= 0.5
+
+
+def test_channels_go_and_the_flops_are_met(tmp_path: Path) -> None:
+    digits = str(Path(__file__).parents[2] / "recipes" / "digits.safetensors")
+    asked = recipe(method=NARROW, budget={"flops": 0.5}, train=LONGER)
+    facts = prunecli.prune(asked, digits, tmp_path / "narrow.safetensors")
+    assert 0.47 <= facts.budget.met <= 0.5
+    assert facts.removed_channels > 0
+    assert facts.after.accuracy > 0.9
+    assert facts.verified.max_rel_error < 1e-12
+
+
+NARROW = {"name": "str", "structure": "channel", "s_init": -4}
+LONGER = {"epochs": 8, "lr": 0.05, "batch_size": 64}
 
 
 def test_what_it_needs(tmp_path: Path) -> None:

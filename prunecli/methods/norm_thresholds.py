@@ -1,0 +1,140 @@
+"""Learned soft thresholds on batch-norm scales: channels that go are exactly zero, their shift included (STR-BN)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from prunecli.errors import InputError
+from prunecli.graph.copying import copied
+from prunecli.methods.control import Ramp, smallest
+from prunecli.methods.hook import Course, Hook
+from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, soft
+from prunecli.methods.widths import Floats, excluding, widths_of
+from prunecli.recipe.schema import Budget
+
+if TYPE_CHECKING:
+    from prunecli.methods.str import SoftThresholds
+
+SMALLEST = 1e-6  # a scale below this could not carry its channel's shift
+
+
+class ScaledShift(nn.Module):
+    """``beta' = S(gamma, g(s)) b``: the parametrization of a shift that goes with its scale."""
+
+    def __init__(self, threshold: SoftThreshold, scale: nn.Parameter) -> None:
+        super().__init__()
+        self.threshold = threshold
+        self.scale = scale
+
+    def forward(self, ratio: Tensor) -> Tensor:
+        """The shift that the norm uses, from the shift divided by the scale."""
+        return soft(self.scale, self.threshold.threshold) * ratio
+
+
+class NormThresholds(Hook):
+    """Soft thresholds on the scales of all batch norms behind channels that may go.
+
+    Args:
+        method: the fields of the recipe.
+        budget: FLOPs or params that may be left.
+    """
+
+    keeps_best = False
+    settles = True
+
+    def __init__(self, method: SoftThresholds, budget: Budget) -> None:
+        self._method = method
+        self._budget = budget
+        self._now: dict[str, float] = {}
+        self._found: dict[str, float] = {}
+
+    def attach(self, module: nn.Module, course: Course) -> None:
+        """Insert the thresholds; scales grow by theirs, so that no output changes.
+
+        Raises:
+            InputError: no channel that may go has a batch norm, or the budget is impossible.
+        """
+        bare, fields = copied(module).eval(), self._method
+        restrict = excluding(bare, fields.exclude)
+        self._widths = widths_of(bare, course.example, self._budget, restrict, fields.min_channels)
+        self._places = {
+            slot.name.rpartition(".")[0]: slot.channels
+            for slot in self._widths.channels.slots
+            if slot.name.endswith(".weight")
+            and isinstance(bare.get_submodule(slot.name.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
+            and self._widths.free[slot.channels].any()
+        }
+        if not self._places:
+            raise InputError("no channel that may go has a batch norm", hint="method.structure: weight, or magnitude")
+        for name in self._places:
+            self._insert(module.get_submodule(name))
+        self._widths.choose(self._lives(module))  # an impossible budget is refused before anything is trained
+        self._ramp = Ramp(1 - self._widths.amount / self._widths.whole, fields.ramp, course.steps)
+
+    @torch.no_grad()
+    def _insert(self, norm: Any) -> None:
+        wrapped = SoftThreshold(self._method.s_init, norm.weight)
+        scale = torch.where(norm.weight.abs() < SMALLEST, SMALLEST, norm.weight)
+        norm.bias.div_(scale)
+        norm.weight.copy_(scale + scale.sign() * wrapped.threshold)
+        shift = ScaledShift(wrapped, norm.weight)
+        parametrize.register_parametrization(norm, "weight", wrapped, unsafe=True)
+        parametrize.register_parametrization(norm, "bias", shift, unsafe=True)
+
+    def predictions(self) -> Mapping[str, float]:
+        """The share that is left."""
+        return {self._widths.unit: self._widths.amount / self._widths.whole}
+
+    def after_step(self, module: nn.Module, step: int) -> None:
+        """Follow the schedule."""
+        if not self._ramp.due(step):
+            return
+        lives, target = self._lives(module), 1 - self._ramp.at(step)
+        offset = smallest(lambda offset: self._left(lives > offset) <= target, LOWEST, HIGHEST)
+        for name in self._places:
+            self._threshold(module, name).offset.fill_(offset)
+        self._now = {self._widths.unit: self._left(lives > offset)}
+
+    def figures(self) -> Mapping[str, float]:
+        """The share that is left."""
+        return self._now
+
+    def finalize(self, module: nn.Module) -> None:
+        """The budget is met to the channel; norms are plain again, as the layers used them."""
+        removed = self._widths.choose(self._lives(module))
+        for name, channels in self._places.items():
+            norm: Any = module.get_submodule(name)
+            for attribute in ("bias", "weight"):
+                parametrize.remove_parametrizations(norm, attribute, leave_parametrized=True)
+                with torch.no_grad():
+                    getattr(norm, attribute)[torch.from_numpy(removed[channels]).to(norm.weight.device)] = 0
+        self._found = {self._widths.unit: self._left(~removed)}
+
+    def outcomes(self) -> Mapping[str, float]:
+        """The share that is left."""
+        return self._found
+
+    def _left(self, kept: Any) -> float:
+        return self._widths.share_of(np.where(self._widths.free, kept, True).astype(np.float64)) / self._widths.whole
+
+    def _threshold(self, module: nn.Module, name: str) -> SoftThreshold:
+        norm: Any = module.get_submodule(name)
+        threshold: SoftThreshold = norm.parametrizations["weight"][0]
+        return threshold
+
+    @torch.no_grad()
+    def _lives(self, module: nn.Module) -> Floats:
+        """(channels,) the common offset at which the last scale of a channel would be zero."""
+        lives = np.full(self._widths.channels.count, -np.inf)
+        for name, channels in self._places.items():
+            norm: Any = module.get_submodule(name)
+            scale = norm.parametrizations["weight"].original.abs()
+            last = (scale.clamp(max=1 - 1e-7).logit() - self._threshold(module, name).s).cpu().double().numpy()
+            np.maximum.at(lives, channels, last)
+        return np.where(np.isneginf(lives), np.inf, lives)  # without a scale a channel never dies

@@ -1,0 +1,145 @@
+"""Several processes under torchrun: the same weights as one, and a killed one is no loss."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import prunecli
+from prunecli.ranks import world
+from prunecli.recipe.schema import Train
+from prunecli.train.data import open_data
+from prunecli.train.loop import Trainer
+from prunecli.train.order import Order
+from prunecli.train.split import uniform
+
+DIGITS = Path(__file__).parents[2] / "recipes" / "digits.safetensors"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def double(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits network in float64."""
+    path = tmp_path_factory.mktemp("model") / "double.pt"
+    torch.save(prunecli.load(DIGITS).double().state_dict(), path)
+    return path
+
+
+def train(
+    checkpoint: Path, output: Path, *flags: str, launcher: tuple[str, ...] = (sys.executable,)
+) -> dict[str, Tensor]:
+    fixed = ["--arch", "digits_net", "--epochs", "1", "--json", "-q", "-o", str(output)]
+    settings = [part for text in ("train.validation=0", "train.lr=0.05") for part in ("--set", text)]
+    command = [*launcher, "-m", "prunecli", "finetune", str(checkpoint), *fixed, *settings, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    json.loads(done.stdout)  # one document, from the first process alone
+    return load_file(output)
+
+
+def test_two_processes_give_what_one_gives_with_the_doubled_batch(double: Path, tmp_path: Path) -> None:
+    """Shuffling, augmentation, gradients and batch norm are those of one process."""
+    one = train(double, tmp_path / "one.safetensors", "--data", "digits", "--set", "train.batch_size=128")
+    launcher = tuple(TORCHRUN)
+    two = train(
+        double, tmp_path / "two.safetensors", "--data", "digits", "--set", "train.batch_size=64", launcher=launcher
+    )
+    start = load_file(DIGITS)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-10, rtol=0)
+    moved = max(float((tensor - start[name]).abs().max()) for name, tensor in one.items() if "weight" in name)
+    assert moved > 1e-3
+
+
+SUICIDAL = """
+import os, signal, torch, prunecli
+from pathlib import Path
+from prunecli.train.data import open_data
+
+class Mortal(torch.utils.data.Dataset):
+    def __init__(self, split, lives):
+        self.split, self.lives, self.seen = split, lives, 0
+    def __len__(self):
+        return len(self.split)
+    def __getitem__(self, index):
+        self.seen += 1
+        mark = Path({mark!r})
+        if self.lives and os.environ.get("RANK") == "1" and self.seen == 500 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        image = next(iter(self.split.batches([torch.tensor([index])])))[0]
+        return image, int(self.split.labels[index])
+
+def build():
+    data = open_data("digits", (1, 8, 8), 10)
+    return Mortal(data.train, True), Mortal(data.test, False)
+"""
+
+
+def test_a_killed_process_is_restarted_and_nothing_is_lost(tmp_path: Path) -> None:
+    states = []
+    for name in ("calm", "killed"):
+        mark = tmp_path / f"{name}.mark"
+        if name == "calm":
+            mark.touch()  # nobody dies
+        data = tmp_path / f"{name}.py"
+        data.write_text(SUICIDAL.replace("{mark!r}", repr(str(mark))))
+        launcher = (*TORCHRUN, "--max-restarts", "2")
+        flags = ["--data", f"{data}:build", "--set", "train.save_seconds=0", "--set", "train.batch_size=64"]
+        output = tmp_path / f"{name}.safetensors"
+        states.append(train(DIGITS, output, *flags, launcher=launcher))
+        assert mark.exists()
+        assert not list(tmp_path.glob("*.resume"))
+    calm, killed = states
+    assert all(torch.equal(tensor, killed[name]) for name, tensor in calm.items())
+
+
+def test_gradients_of_several_passes_are_one_step_of_their_images() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10)).double()
+    data = open_data("digits", (1, 8, 8), 10)
+    whole = Trainer(data, Train(epochs=1, batch_size=120)).fit(module).module
+    parts = Trainer(data, Train(epochs=1, batch_size=40, accumulate=3)).fit(module).module
+    for first, second in zip(whole.parameters(), parts.parameters(), strict=True):
+        torch.testing.assert_close(first, second, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("count", "processes", "accumulate"), [(100, 1, 1), (101, 2, 1), (97, 3, 2), (50, 4, 1)])
+def test_every_image_is_seen_once_and_weights_add_up(
+    count: int, processes: int, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert world() == processes
+    settings = Train(epochs=1, batch_size=8, accumulate=accumulate, validation=0.0)
+    seen: list[int] = []
+    weights: dict[int, float] = {}
+    for rank in range(processes):
+        monkeypatch.setenv("RANK", str(rank))
+        order = Order(count, settings, seed=3)
+        for step, parts in enumerate(order.epoch(0)):
+            assert len(parts) == accumulate
+            for part in parts:
+                seen += part.indices.tolist()
+                weights[step] = weights.get(step, 0.0) + part.weight / processes
+    assert len(set(seen)) == len(seen) >= count - processes * accumulate
+    assert all(weight == pytest.approx(1) for weight in weights.values())
+
+
+def test_what_an_image_looks_like_does_not_depend_on_its_batch() -> None:
+    split = open_data("digits", (1, 8, 8), 10).train
+    together = next(iter(split.batches([torch.arange(20)], 7)))
+    apart = torch.cat(list(split.batches([torch.tensor([n]) for n in range(20)], 7)))
+    assert torch.equal(together, apart)
+    draws = uniform(3, torch.arange(20_000), 3)
+    assert float(draws.min()) >= 0
+    assert float(draws.max()) < 1
+    torch.testing.assert_close(draws.mean(0), torch.full((3,), 0.5, dtype=torch.float64), atol=0.01, rtol=0)
+    correlation = torch.corrcoef(draws.T).fill_diagonal_(0)
+    assert float(correlation.abs().max()) < 0.03
