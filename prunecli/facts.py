@@ -123,7 +123,8 @@ class PruneFacts:
     """The result of `prunecli prune`.
 
     `pruned` is the model before recovery and training won accuracy back, `recovered` that before training.
-    `predicted` is what a method said before it trained, `found` what came of it, by name.
+    `predicted` is what a method said before it trained, `found` what came of it, by name. `layers` says of each
+    weight what share of it is kept, and what a method found there.
     """
 
     model: str
@@ -142,6 +143,7 @@ class PruneFacts:
     recovered: Figures | None = None
     predicted: dict[str, float] = field(default_factory=dict)
     found: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

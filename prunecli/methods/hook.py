@@ -98,6 +98,10 @@ class Hook:
         """What came of the predictions, and what else is worth a report; asked after `finalize`."""
         return {}
 
+    def by_layer(self) -> Mapping[str, Mapping[str, float]]:
+        """What is worth a report of single weights: {weight: {name: value}}; asked after `finalize`."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What must be saved to continue, beside the module: tensors and plain values."""
         return {}

@@ -74,6 +74,7 @@ class Thresholds(Hook):
         self._now: dict[str, float] = {}
         self._awake: float | None = None
         self._zeros = 0.0
+        self._final: dict[str, float] = {}
 
     def attach(self, module: nn.Module, course: Course) -> None:
         """Insert the thresholds; weights grow by theirs, so that no output changes.
@@ -119,13 +120,19 @@ class Thresholds(Hook):
         """Meet the sparsity exactly and leave the weights as the layers used them."""
         if self._sparsity is not None:
             self._set_offset(module, self._sparsity)
-        self._zeros = self._sparsity_of(self._layers(module))
+        layers = self._layers(module)
+        self._zeros = self._sparsity_of(layers)
+        self._final = {name: float(p.threshold.detach()) for name, (p, _) in zip(self._names, layers, strict=True)}
         for owner, attribute in self._places(module):
             parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
 
     def outcomes(self) -> Mapping[str, float]:
         """The sparsity of the weights."""
         return {"sparsity": self._zeros}
+
+    def by_layer(self) -> Mapping[str, Mapping[str, float]]:
+        """The threshold of each weight."""
+        return {name: {"threshold": threshold} for name, threshold in self._final.items()}
 
     def _places(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
         split = (name.rpartition(".") for name in self._names)

@@ -1,12 +1,18 @@
-"""How far the zeros of two models of one architecture overlap."""
+"""Which weights a cut has left: shares by layer, and how far two models of one architecture agree."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from prunecli.checkpoint.write import atomic
 from prunecli.errors import InputError
 from prunecli.model import Model
 
@@ -65,3 +71,26 @@ def kept(model: Model) -> dict[str, NDArray[np.uint64]]:
             position = (position << np.uint64(_BITS)) | before[places].astype(np.uint64)
         found[name] = position
     return found
+
+
+def kept_shares(model: Model, whole: Model) -> dict[str, float]:
+    """The share of each weight with two or more dims that is neither zero nor gone."""
+    sizes = {model.journal.name_of(n): p.numel() for n, p in whole.module.named_parameters() if p.ndim > 1}
+    left = {n: int(torch.count_nonzero(p)) for n, p in model.module.named_parameters() if p.ndim > 1}
+    return {name: count / sizes[name] for name, count in left.items() if sizes.get(name)}
+
+
+def write_layers(path: Path, layers: Mapping[str, Mapping[str, float]]) -> None:
+    """A CSV with the columns layer, keep and whatever else is known; `budget.per_layer` reads it.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    columns = ["keep", *sorted({name for facts in layers.values() for name in facts} - {"keep"})]
+    rows = [["layer", *columns]]
+    for name, facts in layers.items():
+        rows.append([name.removesuffix(".weight"), *(f"{facts[c]:.6g}" if c in facts else "" for c in columns)])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with atomic(path) as stream:
+        stream.write(text.getvalue().encode())

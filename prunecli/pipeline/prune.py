@@ -14,7 +14,7 @@ from prunecli.model import DEFAULT, Model, Opening, open_model
 from prunecli.pipeline.container import Provenance, identity, parent_digest, save
 from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
 from prunecli.pipeline.figures import figures, source_bytes
-from prunecli.pipeline.overlap import overlap
+from prunecli.pipeline.overlap import kept_shares, overlap, write_layers
 from prunecli.pipeline.steps import Steps, Way
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe
@@ -68,8 +68,7 @@ def prune(
         evaluation = evaluated(recipe.data, before.accuracy, after.accuracy)
         provenance = Provenance(recipe.resolved(), result.verified, result.budget, evaluation)
         after = replace(after, bytes=save(output, final, opened, provenance))
-    extra = _extra(recipe, opened, final, images)
-    facts = _facts(opened, replace(way, outcomes={**way.outcomes, **extra}), before, after)
+    facts = _facts(opened, _with_extras(way, recipe, opened, images), before, after)
     if training is not None:
         facts = replace(facts, notes=[*training.notes, *facts.notes])
         training.forget()
@@ -77,18 +76,23 @@ def prune(
     return replace(facts, method=method.name, output=place, seconds=round(time.monotonic() - started, 3))
 
 
-def _extra(recipe: Recipe, opened: Model, final: Model, images: Data | None) -> dict[str, float]:
+def _with_extras(way: Way, recipe: Recipe, opened: Model, images: Data | None) -> Way:
     """The figures that `report` in the recipe asks for."""
-    found = {}
-    if recipe.report.overlap_with is not None:
-        shared = overlap(final, open_model(recipe.report.overlap_with, Opening()), opened)
-        found = {"overlap": shared.found, "overlap of random masks": shared.expected}
-        found |= {f"overlap of {name}": share for name, share in shared.layers.items()}
-    if recipe.report.linear_probe:
+    asked, found, layers = recipe.report, dict(way.outcomes), {n: dict(f) for n, f in way.by_layer.items()}
+    for name, share in kept_shares(way.model, opened).items():
+        layers[name] = {"keep": share, **layers.get(name, {})}
+    if asked.overlap_with is not None:
+        shared = overlap(way.model, open_model(asked.overlap_with, Opening()), opened)
+        found |= {"overlap": shared.found, "overlap of random masks": shared.expected}
+        for name, share in shared.layers.items():
+            layers[name]["overlap"] = share
+    if asked.linear_probe:
         if images is None or images.classes is None:
             raise InputError("a linear probe needs images with labels", hint="data: in the recipe, or --data")
-        found["linear probe"] = linear_probe(final.module, images.train, images.test, recipe.seed)
-    return found
+        found["linear probe"] = linear_probe(way.model.module, images.train, images.test, recipe.seed)
+    if asked.layers is not None:
+        write_layers(Path(asked.layers), layers)
+    return replace(way, outcomes=found, by_layer=layers)
 
 
 def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFacts:
@@ -111,6 +115,7 @@ def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFac
         recovered=way.recovered,
         predicted=dict(way.predictions),
         found=dict(way.outcomes),
+        layers={name: dict(facts) for name, facts in way.by_layer.items()},
     )
 
 

@@ -32,7 +32,7 @@ class Way:
     """All cuts as one, the model, and its figures on the way there, where anything won accuracy back.
 
     Attributes:
-        predictions, outcomes: what a method that trains said before, and found.
+        predictions, outcomes, by_layer: what a method that trains said before, and found.
     """
 
     done: Operated
@@ -41,6 +41,7 @@ class Way:
     recovered: Figures | None = None
     predictions: Mapping[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, float] = field(default_factory=dict)
+    by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,10 @@ class Steps:
         if self.method.kind == "dynamic" and result.budget is not None:
             result = replace(result, budget=replace(result.budget, met=fit.outcomes[result.budget.unit]))
         final = model.after(restore_dtypes(result.module, model.module), result.journal)
-        return Way(way.done.then(result), final, predictions=fit.predictions, outcomes=fit.outcomes)
+        done = way.done.then(result)
+        return replace(
+            way, done=done, model=final, predictions=fit.predictions, outcomes=fit.outcomes, by_layer=fit.by_layer
+        )
 
     def _cut(self, way: Way, share: float, settings: Train | None) -> Way:
         """One step towards the budget, and what wins accuracy back after it."""

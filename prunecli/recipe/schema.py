@@ -186,10 +186,13 @@ class Extra(Closed):
     Attributes:
         overlap_with: an earlier result of the same network; how far its zeros and the new ones overlap.
         linear_probe: what a linear classifier makes of the features.
+        layers: a CSV of what is kept of each layer, with its threshold where a method has one; another recipe can
+            take it as `budget.per_layer`.
     """
 
     overlap_with: str | None = None
     linear_probe: bool = False
+    layers: str | None = None
 
 
 class Recipe(Closed):

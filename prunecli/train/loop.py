@@ -96,12 +96,14 @@ class Fit:
     Attributes:
         predictions: by name, made before the first step.
         outcomes: by name, found at the end.
+        by_layer: what a method says of single weights.
     """
 
     module: nn.Module
     accuracies: list[float]
     predictions: Mapping[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, float] = field(default_factory=dict)
+    by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -211,7 +213,8 @@ class Trainer:
         learned = {name: p.requires_grad for name, p in module.named_parameters()}
         for name, parameter in finished.named_parameters():  # hooks freeze what stays
             parameter.requires_grad_(learned.get(name, True))
-        return Fit(finished, run.accuracies, predictions, outcomes)
+        by_layer = {name: facts for hook in self.hooks for name, facts in hook.by_layer().items()}
+        return Fit(finished, run.accuracies, predictions, outcomes, by_layer)
 
     def _started(self, student: nn.Module, example: Example) -> _Run:
         settings = self.settings

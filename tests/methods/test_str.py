@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,19 @@ def test_decay_alone_wakes_the_thresholds_up() -> None:
     assert fit.outcomes["sparsity"] == pytest.approx(
         sum(int((fit.module.get_parameter(n) == 0).sum()) for n in NAMES) / (64 * 40 + 40 * 10)
     )
+
+
+def test_learned_shares_are_a_budget_for_other_methods(tmp_path: Path) -> None:
+    digits = str(Path(__file__).parents[2] / "recipes" / "digits.safetensors")
+    shares = tmp_path / "shares.csv"
+    facts = prunecli.prune(recipe(report={"layers": str(shares)}), digits, tmp_path / "str.safetensors")
+    rows = list(csv.DictReader(shares.open()))
+    assert set(rows[0]) == {"layer", "keep", "threshold"}
+    assert {float(row["threshold"]) > 0 for row in rows} == {True}
+    taken = recipe(method={"name": "magnitude", "structure": "weight"}, budget={"per_layer": str(shares)}, train=None)
+    other = prunecli.prune(taken, digits, tmp_path / "magnitude.safetensors")
+    for name, known in facts.layers.items():
+        assert other.layers[name]["keep"] == pytest.approx(known["keep"], abs=0.02), name
 
 
 def convolutional() -> nn.Module:
