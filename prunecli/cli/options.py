@@ -21,7 +21,9 @@ Input = Annotated[str | None, typer.Option(metavar="SHAPE", help="Shape of one i
 Data = Annotated[
     str | None,
     typer.Option(
-        metavar="D", help="digits, folder:PATH, images:PATH, cifar10[:ROOT], imagenet:ROOT, fake:SHAPE, FILE.py:build."
+        metavar="D",
+        help="digits, folder:PATH, imagenet:ROOT, webdataset:PATH, images:PATH, cifar10[:ROOT], fake:SHAPE, "
+        "FILE.py:build.",
     ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="Where the result goes.")]

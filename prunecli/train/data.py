@@ -6,6 +6,7 @@
     cifar10[:ROOT]  cifar100[:ROOT]  fashionmnist[:ROOT]      from torchvision; without ROOT they are downloaded
     fake:3x32x32                random pixels and labels
     images:PATH                 a folder of images without labels, also in folders below it
+    webdataset:PATH             tar files of images and classes, train*.tar and test*.tar (or val*.tar)
     path/to/data.py:build       a function that returns (train, test)
 
 ``?mean=0.49,0.48,0.45&std=0.2,0.2,0.2`` at the end replaces the normalisation.
@@ -30,7 +31,17 @@ from torch import Tensor
 from prunecli.arch.registry import user_function
 from prunecli.cache import cache_dir
 from prunecli.errors import DataError
-from prunecli.train.split import ArraySplit, DatasetSplit, FileSplit, Normalisation, Split, image_of, read_image
+from prunecli.train.shards import indexed
+from prunecli.train.split import (
+    ArraySplit,
+    DatasetSplit,
+    FileSplit,
+    Normalisation,
+    Place,
+    Split,
+    image_of,
+    read_image,
+)  # fmt: skip
 from prunecli.units import parse_shape
 
 COLOUR = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -158,6 +169,29 @@ def _folder(text: str, place: str, wanted: _Wanted, normalise: Normalisation) ->
     )
 
 
+def _webdataset(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> Data:
+    root = Path(place).expanduser()
+    train = sorted(root.glob("train*.tar")) if place else []
+    test = next((found for name in ("test", "val") if (found := sorted(root.glob(f"{name}*.tar")))), [])
+    if not train or not test:
+        raise DataError(
+            f"{place or '(empty)'} has no train*.tar and test*.tar (or val*.tar)", hint="webdataset:PATH of a folder"
+        )
+    parts = [_archived(text, archives, wanted, normalise) for archives in (train, test)]
+    known = [part.known for part in parts if part.known is not None]
+    classes = max(int(labels.max()) for labels in known) + 1 if len(known) == 2 else None
+    return Data(text, lambda: parts[0], lambda: parts[1], classes)
+
+
+def _archived(text: str, archives: Sequence[Path], wanted: _Wanted, normalise: Normalisation) -> ArraySplit | FileSplit:
+    found = indexed(archives, _FORMATS)
+    if not found:
+        raise DataError(f"{archives[0]} holds no images (from {text!r})", hint=f"known: {', '.join(_FORMATS)}")
+    numbers = [number for _, number in found if number is not None]
+    labels = torch.tensor(numbers) if len(numbers) == len(found) else None
+    return _split(archives[0].parent, tuple(member for member, _ in found), labels, wanted.shape, normalise)
+
+
 def _images(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> Data:
     root = Path(place).expanduser()
     paths = tuple(sorted(str(p) for p in root.rglob("*") if p.suffix.lower() in _FORMATS)) if place else ()
@@ -184,8 +218,8 @@ def _files(folder: Path, classes: list[str], shape: tuple[int, ...], normalise: 
 
 
 def _split(
-    folder: Path, paths: tuple[str, ...], labels: Tensor | None, shape: tuple[int, ...], normalise: Normalisation
-) -> Split:
+    folder: Path, paths: tuple[Place, ...], labels: Tensor | None, shape: tuple[int, ...], normalise: Normalisation
+) -> ArraySplit | FileSplit:
     """Small images in memory, large ones from their files."""
     size = _first_image(paths[0], shape[0])
     if max(size[1:]) <= SMALL:
@@ -195,24 +229,24 @@ def _split(
     return FileSplit(paths, labels, shape, normalise)
 
 
-def _first_image(path: str, channels: int) -> tuple[int, ...]:
+def _first_image(path: Place, channels: int) -> tuple[int, ...]:
     return tuple(_read(path, channels).shape)
 
 
-def _read(path: str, channels: int) -> Tensor:
+def _read(path: Place, channels: int) -> Tensor:
     try:
         return read_image(path, channels)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is no readable image: {error}") from error
 
 
-def _decoded(folder: Path, paths: Sequence[str], size: tuple[int, ...]) -> Tensor:
+def _decoded(folder: Path, paths: Sequence[Place], size: tuple[int, ...]) -> Tensor:
     """All images of a folder as one uint8 array (N, C, H, W), decoded once and kept in the cache."""
     stamp = [
         str(folder.resolve()),
         str(size),
         str(len(paths)),
-        *(f"{os.stat(p).st_mtime_ns}" for p in paths[:: max(1, len(paths) // 64)]),
+        *(_stamp(p) for p in paths[:: max(1, len(paths) // 64)]),
     ]
     key = hashlib.sha256("\n".join(stamp).encode()).hexdigest()[:16]
     path = cache_dir() / f"images-{key}.npy"
@@ -230,6 +264,11 @@ def _decoded(folder: Path, paths: Sequence[str], size: tuple[int, ...]) -> Tenso
     stacked = torch.stack(images)
     _keep(path, stacked)
     return stacked
+
+
+def _stamp(place: Place) -> str:
+    """When a file was changed, and which one it is."""
+    return f"{place} {os.stat(place if isinstance(place, str) else place.archive).st_mtime_ns}"
 
 
 def _keep(path: Path, images: Tensor) -> None:
@@ -309,6 +348,7 @@ SETS: dict[str, Callable[[str, str, _Wanted, Normalisation], Data]] = {
     "folder": _folder,
     "imagenet": _folder,
     "images": _images,
+    "webdataset": _webdataset,
     "cifar10": _torchvision("CIFAR10"),
     "cifar100": _torchvision("CIFAR100"),
     "fashionmnist": _torchvision("FashionMNIST"),

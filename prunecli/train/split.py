@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunecli.errors import DataError
+from prunecli.train.shards import Member
 
+Place = str | Member  # of an image: a path, or a file in an archive
 WORKERS = min(8, os.cpu_count() or 1)
 
 
@@ -138,7 +140,7 @@ def crop_and_flip(images: Tensor, draws: Tensor, flip: bool) -> Tensor:
 class FileSplit:
     """Images in files, read by worker processes: random resized crops to train, a centre crop to test."""
 
-    paths: tuple[str, ...]
+    paths: tuple[Place, ...]
     known: Tensor | None  # (N,) labels
     shape: tuple[int, ...]
     normalise: Normalisation
@@ -165,7 +167,7 @@ class FileSplit:
 
 @dataclass(frozen=True)
 class _Reader(torch.utils.data.Dataset[Tensor]):
-    paths: tuple[str, ...]
+    paths: tuple[Place, ...]
     shape: tuple[int, ...]
     seed: int | None
 
@@ -185,11 +187,11 @@ class _Reader(torch.utils.data.Dataset[Tensor]):
             return mirrored
 
 
-def read_image(path: str, channels: int) -> Tensor:
+def read_image(place: Place, channels: int) -> Tensor:
     """Decode one file to uint8 (C, H, W)."""
     from PIL import Image
 
-    with Image.open(path) as image:
+    with Image.open(place if isinstance(place, str) else place.open()) as image:
         pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous()
 

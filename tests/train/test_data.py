@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -114,3 +116,42 @@ def test_augmentation_moves_and_mirrors_whole_images() -> None:
 def test_normalisation_closed_form() -> None:
     images = torch.full((1, 2, 1, 1), 51, dtype=torch.uint8)
     assert Normalisation((0.1, 0.2), (0.5, 1.0))(images).flatten().tolist() == pytest.approx([0.2, 0.0])
+
+
+def shard(path: Path, count: int, size: int, *, labelled: bool = True) -> None:
+    generator = np.random.default_rng(count)
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            picture = io.BytesIO()
+            Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(picture, "png")
+            files = {f"{path.stem}/{number:04}.png": picture.getvalue()}
+            if labelled:
+                files[f"{path.stem}/{number:04}.cls"] = str(number % 10).encode()
+            for name, content in files.items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_shards_are_read_as_folders_are(size: int, tmp_path: Path) -> None:
+    for name, count in (("train-000", 7), ("train-001", 5), ("val-000", 4)):
+        shard(tmp_path / f"{name}.tar", count, size)
+    data = open_data(f"webdataset:{tmp_path}", (3, size, size), 7)
+    assert (len(data.train), len(data.test)) == (12, 4)
+    assert data.train.labels.tolist() == [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4]
+    together = next(iter(data.train.batches([torch.arange(12)], 3)))
+    apart = torch.cat(list(data.train.batches([torch.tensor([n]) for n in range(12)], 3)))
+    assert together.shape == (12, 3, size, size)
+    assert torch.equal(together, apart)
+
+
+def test_shards_without_labels_and_damaged_ones(tmp_path: Path) -> None:
+    shard(tmp_path / "train.tar", 3, 32, labelled=False)
+    shard(tmp_path / "test.tar", 3, 32)
+    assert open_data(f"webdataset:{tmp_path}", (3, 32, 32), 10).classes is None
+    (tmp_path / "train.tar").write_bytes((tmp_path / "train.tar").read_bytes()[:700])
+    with pytest.raises(DataError, match="no archive of images"):
+        open_data(f"webdataset:{tmp_path}", (3, 32, 32), 10)
+    with pytest.raises(DataError, match="has no train"):
+        open_data(f"webdataset:{tmp_path}/nowhere", (3, 32, 32), 10)
