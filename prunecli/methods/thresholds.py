@@ -153,11 +153,7 @@ class Thresholds(Hook):
 
     @torch.no_grad()
     def _set_offset(self, module: nn.Module, sparsity: float) -> None:
-        """The smallest common offset at which so many weights are zero; more are with a larger one.
-
-        What survives grows by what its threshold does, as on insertion: a short run has no time to win back what the
-        thresholds would take from every weight.
-        """
+        """The smallest common offset at which so many weights are zero; more are with a larger one."""
         layers = [(threshold, weight.abs()) for threshold, weight in self._layers(module)]
         wanted = math.ceil(sparsity * sum(size.numel() for _, size in layers) - 1e-6)
 
@@ -165,12 +161,8 @@ class Thresholds(Hook):
             return sum(int((size <= p.at(p.offset.new_tensor(offset))).sum()) for p, size in layers) >= wanted
 
         offset = smallest(reached, LOWEST, HIGHEST)
-        for threshold, weight in self._layers(module):
-            before = threshold.threshold.clone()
+        for threshold, _ in layers:
             threshold.offset.fill_(offset)
-            after = threshold.threshold
-            grown = weight + weight.sign() * (after - before)
-            weight.copy_(torch.where(weight.abs() > torch.maximum(before, after), grown, weight))
 
 
 def decay_exponent(course: Course) -> float:
