@@ -54,7 +54,7 @@ ROWS: dict[str, Row] = {
     **channels("random", SGD, name="random"),
     **channels("magnitude", SGD, name="magnitude"),
     **channels("magnitude recovered", SGD, {"recover": {}}, name="magnitude"),
-    **channels("str", SGD, name="str", structure="channel", s_init=-4),
+    **channels("str", SGD, name="str", structure="channel", s_init=-4, ramp=0.5),
     **channels("gumbel", SGD, name="gumbel", structure="channel"),
     **channels("ftwt", SGD, name="ftwt"),
 }

@@ -34,7 +34,7 @@ class SoftThresholds(Method):
     name: Literal["str"]
     structure: Literal["weight", "channel"] = "weight"
     s_init: float = Field(-10.0, lt=0)
-    ramp: float = Field(0.5, gt=0, le=1)
+    ramp: float = Field(0.75, gt=0, le=1)
 
     @property
     def budget_units(self) -> tuple[str, ...]:

@@ -18,9 +18,27 @@ LOWEST, HIGHEST = -60.0, 20.0  # between these a sigmoid goes from 0 to 1
 AWAKE = -10.0  # from here on a threshold is large enough to make zeros
 
 
+class _Soft(torch.autograd.Function):
+    """Half the operations of the formula as it is written, and one tensor to remember: the result."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
+        result = weight - weight.clamp(-threshold, threshold)
+        ctx.save_for_backward(result)
+        ctx.shape = threshold.shape
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (result,) = ctx.saved_tensors
+        signs = result.sign()
+        return grads[0] * signs.abs(), -(grads[0] * signs).sum().reshape(ctx.shape)
+
+
 def soft(weight: Tensor, threshold: Tensor) -> Tensor:
-    """``sign(w) relu(|w| - t)``; autograd gives the paper's gradients for w and t (equations 5 and 6)."""
-    return weight.sign() * torch.relu(weight.abs() - threshold)
+    """``sign(w) relu(|w| - t)``, with the paper's gradients for w and t (equations 5 and 6); t has one element."""
+    result: Tensor = _Soft.apply(weight, threshold)
+    return result
 
 
 class SoftThreshold(nn.Module):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from prunecli.surgery.probe import settle, survey
 from prunecli.surgery.strip import Stripped, strip
 from prunecli.surgery.verify import random_example, verify
 from prunecli.train.data import Data
-from prunecli.train.split import labelled
+from prunecli.train.split import Drawn
 
 
 @dataclass(frozen=True)
@@ -132,7 +131,7 @@ class _Case:
     def evidence(self, module: nn.Module) -> Evidence:
         """What the method may look at, with the model as it is now."""
         home = torch.zeros((), dtype=self.dtype)
-        batches = None if self.data is None else partial(labelled, self.data.train, self.recipe.seed, home)
+        batches = None if self.data is None else Drawn(self.data.train, self.recipe.seed, home).labelled
         fit = None
         if self.training is not None:  # in its own dtype
             fit = self.training.keeping_zeros(restore_dtypes(copied(module), self.opened.module))

@@ -24,7 +24,7 @@ from prunecli.surgery.expand import collapsed
 from prunecli.surgery.recover import recalibrate, refit
 from prunecli.train.data import Data
 from prunecli.train.loop import KeepZeros
-from prunecli.train.split import labelled, pictures
+from prunecli.train.split import Drawn
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Steps:
         """What the method may look at before and after all steps."""
         batches = None
         if self.images is not None:
-            batches = partial(labelled, self.images.train, self.recipe.seed, torch.zeros((), dtype=model.dtype))
+            batches = Drawn(self.images.train, self.recipe.seed, torch.zeros((), dtype=model.dtype)).labelled
         fit = None if self.training is None else self.training.keeping_zeros(model.module)
         return Evidence(model.module, model.example, self.recipe.seed, batches, fit)
 
@@ -160,7 +160,8 @@ class Steps:
         if self.images is None or recover is None:
             raise InputError("recover looks at images, but no data is given", hint="data: in the recipe, or --data")
         home = torch.zeros((), dtype=after.dtype)
-        seen = partial(pictures, self.images.train, self.recipe.seed, home, recover.images)
+        drawn = Drawn(self.images.train, self.recipe.seed, home, recover.augment)
+        seen = partial(drawn.images, recover.images)
         fitted: nn.Module
         if recover.by == "batchnorm":
             fitted = recalibrate(after.module, seen)

@@ -174,10 +174,12 @@ class Recover(Closed):
         by: ``least_squares`` fits the layers that read removed channels to what they gave before the cut;
             ``batchnorm`` only takes new statistics.
         images: how many training images are looked at.
+        augment: shifted and mirrored as in training; better for ``batchnorm``, worse for ``least_squares``.
     """
 
     by: Literal["least_squares", "batchnorm"] = "least_squares"
     images: int = Field(1024, ge=1)
+    augment: bool = False
 
 
 class Extra(Closed):

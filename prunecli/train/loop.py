@@ -31,10 +31,10 @@ from prunecli.train.loss import Loss
 from prunecli.train.order import Order
 from prunecli.train.parallel import own_device, share, synchronised, together, total
 from prunecli.train.schedule import learning_rate
-from prunecli.train.split import labelled, pictures
+from prunecli.train.split import Drawn
 from prunecli.train.state import Saver
 
-CALIBRATION = 1024  # images for the batch norms of a network that has changed at the end
+CALIBRATION = 2048  # images for the batch norms of a network that has changed at the end
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,8 @@ class Trainer:
             for hook in self.hooks:
                 hook.finalize(result)
             if any(hook.settles for hook in self.hooks):
-                result = recalibrate(result, lambda: course.images(CALIBRATION))
+                seen = Drawn(self.data.train, self.seed, next(result.parameters()), self.settings.augment)
+                result = recalibrate(result, lambda: seen.images(CALIBRATION))
             outcomes = {name: value for hook in self.hooks for name, value in hook.outcomes().items()}
         finished = result.to("cpu").to(memory_format=torch.contiguous_format).eval()
         learned = {name: p.requires_grad for name, p in module.named_parameters()}
@@ -228,9 +229,9 @@ class Trainer:
     def _course(self, student: nn.Module) -> Course:
         order, home = self._order, next(student.parameters())
         rates = [learning_rate(self.settings, step, order.steps, order.per_epoch) for step in range(order.steps)]
-        images = partial(pictures, self.data.train, self.seed, home)
-        both = partial(labelled, self.data.train, self.seed, home)
-        return Course(rates, self.settings, images, both, order.count, Example((next(images(1)),)))
+        drawn = Drawn(self.data.train, self.seed, home)
+        example = Example((next(drawn.images(1)),))
+        return Course(rates, self.settings, drawn.images, drawn.labelled, order.count, example)
 
     def _train(self, run: _Run, loss_of: Loss, expected: Mapping[str, float]) -> None:
         settings, order = self.settings, self._order

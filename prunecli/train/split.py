@@ -233,20 +233,33 @@ def image_of(item: Any) -> Tensor:
     return item if isinstance(item, Tensor) else torch.as_tensor(item[0])
 
 
-def draw(split: Split, seed: int, home: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many images, drawn by the seed, in batches of 64: indices, and pixels in the dtype and place of `home`."""
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:count]
-    chosen = list(order.split(64))
-    for indices, images in zip(chosen, split.batches(chosen), strict=True):
-        yield indices, images.to(home.device, home.dtype)
+@dataclass(frozen=True)
+class Drawn:
+    """Some images of a split, drawn by a seed, in batches of 64.
 
+    Attributes:
+        split: where they come from.
+        seed: of the draw, and of augmentation.
+        home: pixels get its dtype and place.
+        augment: as in training, which is what batch norm knows.
+    """
 
-def pictures(split: Split, seed: int, home: Tensor, count: int) -> Iterator[Tensor]:
-    """The same without the indices."""
-    return (images for _, images in draw(split, seed, home, count))
+    split: Split
+    seed: int
+    home: Tensor
+    augment: bool = False
 
+    def images(self, count: int) -> Iterator[Tensor]:
+        """So many; labels are not looked at."""
+        return (images for _, images in self._pairs(count))
 
-def labelled(split: Split, seed: int, home: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The same with their labels."""
-    drawn = draw(split, seed, home, count)
-    return ((images, split.labels[indices].to(home.device)) for indices, images in drawn)
+    def labelled(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same with their labels."""
+        return ((images, self.split.labels[chosen].to(self.home.device)) for chosen, images in self._pairs(count))
+
+    def _pairs(self, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(self.seed))[:count]
+        chosen = list(order.split(64))
+        batches = self.split.batches(chosen, self.seed if self.augment else None)
+        for indices, images in zip(chosen, batches, strict=True):
+            yield indices, images.to(self.home.device, self.home.dtype)

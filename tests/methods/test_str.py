@@ -218,7 +218,7 @@ def test_channels_go_and_the_flops_are_met(tmp_path: Path) -> None:
     assert facts.verified.max_rel_error < 1e-12
 
 
-NARROW = {"name": "str", "structure": "channel", "s_init": -4}
+NARROW = {"name": "str", "structure": "channel", "s_init": -4, "ramp": 0.5}
 LONGER = {"epochs": 8, "lr": 0.05, "batch_size": 64}
 
 
