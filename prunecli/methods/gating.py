@@ -89,7 +89,7 @@ class Gating(Hook):
 
     Args:
         method: the fields of the recipe.
-        share: of the FLOPs that is left in the mean; None takes r as it is.
+        share: of the FLOPs that is left in the mean, or their number; None takes r as it is.
     """
 
     keeps_best = False
@@ -117,10 +117,12 @@ class Gating(Hook):
         self._images = list(course.images(self._method.images))
         channels = trace(bare, course.example)
         self._whole = float(flops(channels)(np.ones(channels.count, dtype=np.bool_)))
+        if self._share is not None and self._share > 1:  # an absolute amount
+            self._share /= self._whole
         self._gates = tuple(known.gate for known in found)
         self._activations = {known.gate.conv: known.activation for known in found}
         install(module, self._gates)
-        self._layers = gates_of(module)
+        self._layers = {name: layer for name, layer in gates_of(module).items() if name in self._activations}
         self._standardise(module)
         self._cost = dynamic_cost(copied(module).eval(), course.example)
         self._r = self._method.r or self._meeting(module)

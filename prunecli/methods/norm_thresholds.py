@@ -14,7 +14,7 @@ from prunecli.errors import InputError
 from prunecli.graph.copying import copied
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Course, Hook
-from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, soft
+from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, press, soft
 from prunecli.methods.widths import Floats, excluding, widths_of
 from prunecli.recipe.schema import Budget
 
@@ -98,7 +98,8 @@ class NormThresholds(Hook):
         lives, target = self._lives(module), 1 - self._ramp.at(step)
         offset = smallest(lambda offset: self._left(lives > offset) <= target, LOWEST, HIGHEST)
         for name in self._places:
-            self._threshold(module, name).offset.fill_(offset)
+            norm: Any = module.get_submodule(name)
+            press(norm.parametrizations["weight"].original.data, self._threshold(module, name), offset)
         self._now = {self._widths.unit: self._left(lives > offset)}
 
     def figures(self) -> Mapping[str, float]:

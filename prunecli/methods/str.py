@@ -1,9 +1,10 @@
 """Soft Threshold Weight Reparameterization (Kusupati et al. 2020, arXiv 2002.03231).
 
 Every layer's weight is ``S(W, g(s)) = sign(W) relu(|W| - g(s))`` with one learned s and g the sigmoid. The paper steers
-sparsity by the decay of s alone; here a common offset is added to every s and set, step by step, so that the whole
-network follows a cubic schedule and ends at the sparsity that was asked for, while each s goes on to learn how the
-layers share it. Without a budget it is the paper's own control, after a check that the thresholds will wake up.
+sparsity by the decay of s alone; here all thresholds are raised by one offset, now and then, far enough for a cubic
+schedule that ends at the sparsity that was asked for: what they catch is zero from then on, what they do not catch is
+not shrunk, and each s goes on to learn how the layers share it. Without a budget it is the paper's own control, after a
+check that the thresholds will wake up.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class SoftThresholds(Method):
 
     name: Literal["str"]
     structure: Literal["weight", "channel"] = "weight"
-    s_init: float = Field(-10.0, lt=0)
+    s_init: float = Field(-4.0, lt=0)
     ramp: float = Field(0.75, gt=0, le=1)
 
     @property

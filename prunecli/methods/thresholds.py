@@ -15,6 +15,7 @@ from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Course, Hook
 
 LOWEST, HIGHEST = -60.0, 20.0  # between these a sigmoid goes from 0 to 1
+BELOW = 0.999  # of the threshold, so that rounding brings nothing back
 AWAKE = -10.0  # from here on a threshold is large enough to make zeros
 
 
@@ -46,23 +47,19 @@ class SoftThreshold(nn.Module):
 
     Attributes:
         s: learned, decays like a weight.
-        offset: added to every s of the network by the control.
     """
-
-    offset: Tensor
 
     def __init__(self, s: float, like: Tensor) -> None:
         super().__init__()
         self.s = nn.Parameter(torch.tensor(s, dtype=like.dtype, device=like.device))
-        self.register_buffer("offset", torch.zeros((), dtype=like.dtype, device=like.device))
 
     @property
     def threshold(self) -> Tensor:
         """``g(s)``."""
-        return self.at(self.offset)
+        return self.raised(0.0)
 
-    def at(self, offset: Tensor) -> Tensor:
-        """The threshold that another offset would give."""
+    def raised(self, offset: float) -> Tensor:
+        """``g(s + offset)``."""
         return torch.sigmoid(self.s + offset)
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -125,7 +122,7 @@ class Thresholds(Hook):
         if not self._ramp.due(step):
             return
         if self._sparsity is not None:
-            self._set_offset(module, self._ramp.at(step))
+            self._press(module, self._ramp.at(step))
         layers = self._layers(module)
         mean = sum(float(p.threshold.detach()) for p, _ in layers) / len(layers)
         self._now = {"sparsity": self._sparsity_of(layers), "threshold": mean}
@@ -136,11 +133,10 @@ class Thresholds(Hook):
 
     def finalize(self, module: nn.Module) -> None:
         """Meet the sparsity exactly and leave the weights as the layers used them."""
-        if self._sparsity is not None:
-            self._set_offset(module, self._sparsity)
+        offset = 0.0 if self._sparsity is None else self._press(module, self._sparsity)
         layers = self._layers(module)
         self._zeros = self._sparsity_of(layers)
-        self._final = {name: float(p.threshold.detach()) for name, (p, _) in zip(self._names, layers, strict=True)}
+        self._final = {n: float(p.raised(offset).detach()) for n, (p, _) in zip(self._names, layers, strict=True)}
         for owner, attribute in self._places(module):
             parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
 
@@ -170,17 +166,33 @@ class Thresholds(Hook):
         return zeros / sum(weight.numel() for _, weight in layers)
 
     @torch.no_grad()
-    def _set_offset(self, module: nn.Module, sparsity: float) -> None:
-        """The smallest common offset at which so many weights are zero; more are with a larger one."""
-        layers = [(threshold, weight.abs()) for threshold, weight in self._layers(module)]
-        wanted = math.ceil(sparsity * sum(size.numel() for _, size in layers) - 1e-6)
+    def _press(self, module: nn.Module, sparsity: float) -> float:
+        """Raise all thresholds by one offset until so many weights are zero; then put the thresholds back.
+
+        Weights that the raised ones have caught are scaled to lie below the learned ones, and stay zero; the others
+        are not shrunk any further, since a short run has no time to win that back.
+
+        Returns:
+            The offset.
+        """
+        layers = [(threshold, weight, weight.abs()) for threshold, weight in self._layers(module)]
+        wanted = math.ceil(sparsity * sum(weight.numel() for _, weight, _ in layers) - 1e-6)
 
         def reached(offset: float) -> bool:
-            return sum(int((size <= p.at(p.offset.new_tensor(offset))).sum()) for p, size in layers) >= wanted
+            return sum(int((size <= p.raised(offset)).sum()) for p, _, size in layers) >= wanted
 
-        offset = smallest(reached, LOWEST, HIGHEST)
-        for threshold, _ in layers:
-            threshold.offset.fill_(offset)
+        offset = 0.0 if reached(0.0) else smallest(reached, 0.0, HIGHEST - LOWEST)
+        for threshold, weight, _ in layers:
+            press(weight, threshold, offset)
+        return offset
+
+
+@torch.no_grad()
+def press(weight: Tensor, threshold: SoftThreshold, offset: float) -> None:
+    """Put what a raised threshold catches below the learned one, in place."""
+    raised = threshold.raised(offset)
+    below = BELOW * threshold.threshold / raised
+    weight.mul_(torch.where(weight.abs() <= raised, below, 1.0))
 
 
 def decay_exponent(course: Course) -> float:

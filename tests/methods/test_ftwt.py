@@ -14,6 +14,7 @@ from courses import course
 from hypothesis import given
 from hypothesis import strategies as st
 from randomise import randomise
+from tampering import tampered
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -353,6 +354,29 @@ def test_journals_of_gates() -> None:
     assert set(both.kept) == {("a.conv1.conv.weight", 0), ("a.conv1.norm.bias", 0), ("fc.weight", 1), *heads}
     assert both.kept["a.conv1.conv.weight", 0] == (2,)
     assert Journal.from_json(both.to_json()) == both
+
+
+LIES = {
+    "no such layer": lambda j: j["gates"][0].update(conv="nowhere"),
+    "a number for a name": lambda j: j["gates"][0].update(conv=3),
+    "no name": lambda j: j["gates"][0].update(conv=""),
+    "a linear layer": lambda j: j["gates"][0].update(conv="head"),
+    "a norm that is none": lambda j: j["gates"][0].update(norm="head"),
+    "the same gate twice": lambda j: j["gates"].append(j["gates"][0]),
+    "readers that are numbers": lambda j: j["gates"][0].update(readers=[3]),
+    "gates that are none": lambda j: j.update(gates=[7]),
+    "a word": lambda j: j.update(gates="conv1"),
+    "no gates at all": lambda j: j.update(gates=[]),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lying_journals_are_refused(lie: str, pruned: tuple[Path, object], tmp_path: Path) -> None:
+    path, _ = pruned
+    copied = tmp_path / "gated.safetensors"
+    copied.write_bytes(path.read_bytes())
+    with pytest.raises(InputError):
+        open_model(str(tampered(copied, LIES[lie])), Opening())
 
 
 @pytest.mark.parametrize("gate", [Gate("fc", ""), Gate("nowhere", ""), Gate("conv", "fc"), Gate("conv", "", ("fc",))])

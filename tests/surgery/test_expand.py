@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from randomise import randomise, zero_filters
-from safetensors import safe_open
-from safetensors.torch import save_file
+from tampering import tampered
 from torch import nn
 
 import prunecli
@@ -142,17 +141,6 @@ def test_runtimes_carry_it(suffix: str, tmp_path: Path) -> None:
     single = expanded.float().eval()
     inputs = [t.to(dtype=torch.float32) for t in (example(), *trials(32))]
     assert write_and_run(TARGETS[suffix], single, inputs[0], inputs[:1], tmp_path / f"m{suffix}") < 1e-4
-
-
-def tampered(path: Path, change: object) -> Path:
-    """The same file with other metadata."""
-    with safe_open(path, "pt") as stream:
-        metadata, tensors = stream.metadata(), {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
-    container = json.loads(metadata["prunecli"])
-    change(container["journal"])  # type: ignore[operator]
-    target = path.with_name("tampered.safetensors")
-    save_file(tensors, target, {**metadata, "prunecli": json.dumps(container)})
-    return target
 
 
 LIES = {
