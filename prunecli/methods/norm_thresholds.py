@@ -10,13 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from prunecli.checkpoint.journal import Kept
 from prunecli.errors import InputError
+from prunecli.graph.channels import Bools, Channels, Group, Ints
 from prunecli.graph.copying import copied
+from prunecli.graph.tape import Example
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Course, Hook
 from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, press, soft
 from prunecli.methods.widths import Floats, excluding, widths_of
 from prunecli.recipe.schema import Budget
+from prunecli.surgery.probe import halves
+from prunecli.surgery.strip import strip
 
 if TYPE_CHECKING:
     from prunecli.methods.str import SoftThresholds
@@ -61,17 +66,15 @@ class NormThresholds(Hook):
             InputError: no channel that may go has a batch norm, or the budget is impossible.
         """
         bare, fields = copied(module).eval(), self._method
-        restrict = excluding(bare, fields.exclude)
+        exclude = excluding(bare, fields.exclude)
+
+        def restrict(channels: Channels) -> Channels:
+            return only_by_norms(bare, course.example, exclude(channels))
+
         self._widths = widths_of(bare, course.example, self._budget, restrict, fields.min_channels)
-        self._places = {
-            slot.name.rpartition(".")[0]: slot.channels
-            for slot in self._widths.channels.slots
-            if slot.name.endswith(".weight")
-            and isinstance(bare.get_submodule(slot.name.rpartition(".")[0]), nn.modules.batchnorm._BatchNorm)
-            and self._widths.free[slot.channels].any()
-        }
+        self._places = {n: c for n, c in norms_of(bare, self._widths.channels).items() if self._widths.free[c].any()}
         if not self._places:
-            raise InputError("no channel that may go has a batch norm", hint="method.structure: weight, or magnitude")
+            raise InputError("no channel goes with its batch norms", hint="another method, such as magnitude or gumbel")
         for name in self._places:
             self._insert(module.get_submodule(name))
         self._widths.choose(self._lives(module))  # an impossible budget is refused before anything is trained
@@ -139,3 +142,39 @@ class NormThresholds(Hook):
             last = (scale.clamp(max=1 - 1e-7).logit() - self._threshold(module, name).s).cpu().double().numpy()
             np.maximum.at(lives, channels, last)
         return np.where(np.isneginf(lives), np.inf, lives)  # without a scale a channel never dies
+
+
+def norms_of(module: nn.Module, channels: Channels) -> dict[str, Ints]:
+    """{batch norm: the channel of each of its scales}."""
+    scales = {
+        f"{name}.weight": name
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    }
+    return {scales[slot.name]: slot.channels for slot in channels.slots if slot.name in scales}
+
+
+def only_by_norms(module: nn.Module, example: Example, channels: Channels) -> Channels:
+    """The same channels, with those frozen that do not go when their batch norms are zero: somebody else writes them.
+
+    Every second channel is tried.
+    """
+    tried, removed = copied(module), halves(channels)
+    for name, members in norms_of(module, channels).items():
+        norm: Any = tried.get_submodule(name)
+        for tensor in (norm.weight, norm.bias):
+            tensor.data[torch.from_numpy(removed[members]).to(tensor.device)] = 0
+    kept = strip(tried, example).journal.kept
+    reason = "does not go with its batch norms"
+    stay = {
+        group.name: reason
+        for group in channels.groups
+        if not group.frozen and not _is_gone(group, channels, removed, kept)
+    }
+    return channels.freeze(stay) if stay else channels
+
+
+def _is_gone(group: Group, channels: Channels, removed: Bools, kept: Kept) -> bool:
+    slot = channels.slots[group.slots[0]]
+    left = slot.channels[list(kept.get((slot.name, slot.dim), range(len(slot.channels))))]
+    return bool(removed[group.channels].any()) and not removed[np.intersect1d(left, group.channels)].any()

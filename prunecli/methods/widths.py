@@ -100,16 +100,16 @@ class Widths:
         return search.solve()
 
     def readers(self) -> list[Reader]:
-        """The parameters behind every read of a channel that may go."""
-        names = {self._reader(number) for number in range(len(self.channels.reads))}
+        """The dims of parameters along which a channel that may go is read."""
+        read: dict[str, set[int]] = {}
+        for each in self.channels.reads:
+            ids = each.b_label.ids.reshape(-1)
+            read.setdefault(self.channels.parameter_behind(each.b), set()).update(self.channels.of(ids).tolist())
         return [
             Reader(slot.name, slot.dim, slot.channels)
             for slot in self.channels.slots
-            if slot.name in names and slot.dim > 0 and self.free[slot.channels].any()
+            if not read.get(slot.name, set()).isdisjoint(slot.channels[self.free[slot.channels]].tolist())
         ]
-
-    def _reader(self, number: int) -> str:
-        return self.channels.parameter_behind(self.channels.reads[number].b)
 
 
 def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Restrict, min_channels: int) -> Widths:

@@ -57,8 +57,8 @@ class Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H', W')."""
         logits = self.head((x if self.joint else x.detach()).mean((2, 3)))
-        if not self.watched and _alone(self, x):
-            return self._computed(x, (logits[0] > 0).nonzero().flatten())
+        if not self.watched and _alone(self, x) and bool((rows := (logits[0] > 0).nonzero().flatten()).numel()):
+            return self._computed(x, rows)
         whole: Tensor = self.norm(self.conv(x))
         mask = (logits.detach() > 0).to(whole.dtype) if self.oracle is None else self.oracle(whole.detach())
         if self.watched:
@@ -102,8 +102,9 @@ def _alone(module: nn.Module, x: Tensor) -> bool:
 
 
 def _present(x: Tensor) -> Tensor:
-    """Channels of one image that are not all zero."""
-    return x[0].flatten(1).any(1).nonzero().flatten()
+    """Channels of one image that are not all zero; the first where all are."""
+    found = x[0].flatten(1).any(1).nonzero().flatten()
+    return found if len(found) else found.new_zeros(1)
 
 
 def _convolved(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:

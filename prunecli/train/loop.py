@@ -242,7 +242,7 @@ class Trainer:
             for parts in self._batches(run, epoch, position, loss_of):
                 rate = learning_rate(settings, run.step, order.steps, order.per_epoch)
                 loss = _step(run, parts, rate)
-                seen += settings.batch_size * settings.accumulate * world()
+                seen += sum(len(part.batch.images) for part in parts) * world()
                 finished = run.step % order.per_epoch == 0
                 if finished and len(order.held_out) and all(hook.validates for hook in run.hooks):
                     _validate(run, self.data, order.held_out)

@@ -124,6 +124,19 @@ def test_a_single_image_that_skips_channels_gives_what_the_mask_gives(seed: int)
     assert any(mask.any() for mask in closed)
 
 
+@pytest.mark.parametrize("bias", [-1.0, 1.0])
+def test_nothing_asked_for_and_nothing_there(bias: float) -> None:
+    module, _ = gated()
+    with torch.no_grad():
+        for layer in gates_of(module).values():
+            layer.head.weight.zero_()
+            layer.head.bias.fill_(bias)
+        gates_of(module)["plain"].conv.bias.zero_()
+        for images in (torch.randn(3, 3, 12, 12).double(), torch.zeros(3, 3, 12, 12).double()):
+            alone = torch.cat([module(image[None]) for image in images])
+            torch.testing.assert_close(alone, module(images), atol=1e-12, rtol=0)
+
+
 def test_heads_that_ask_for_everything_leave_the_network_as_it_is() -> None:
     torch.manual_seed(0)
     module, images = randomise(Block()).double().eval(), torch.randn(4, 3, 12, 12, dtype=torch.float64)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import prunecli
+from prunecli.errors import InputError
 from prunecli.methods.gumbel import GumbelMasks
 from prunecli.methods.gumbel_masks import ChannelMasks, Mask, Sampled, WeightMasks, sample
 from prunecli.recipe.load import validate
@@ -162,6 +163,47 @@ def test_resumed_and_uninterrupted_runs_agree_bit_for_bit(name: str, hook: objec
         run(saver=Saver(tmp_path / "state", "it", seconds=0), report=stop)
     resumed = run(saver=Saver(tmp_path / "state", "it", resume=True, seconds=1e9))
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in run().items())
+
+
+class Odd(nn.Module):
+    """A residual, a depthwise and a transposed convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(1, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.inner, self.deep = nn.Conv2d(12, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.outer, self.up = nn.Conv2d(16, 12, 1), nn.ConvTranspose2d(12, 8, 2, stride=2)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = x + self.outer(self.deep(self.inner(x).relu()).relu())
+        found: Tensor = self.fc(self.up(x).relu().mean((2, 3)))
+        return found
+
+
+def test_channels_of_every_kind_of_layer_can_be_masked(tmp_path: Path) -> None:
+    facts = prune_odd(tmp_path, {"name": "gumbel", "structure": "channel"})
+    assert 0.6 <= facts.budget.met <= 0.7
+    assert facts.verified.max_rel_error < 1e-12
+    assert {cut.group for cut in facts.cuts} & {"inner", "stem"}
+
+
+def test_a_batch_norm_before_a_stream_that_others_write_takes_no_channel_along(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no channel goes with its batch norms"):
+        prune_odd(tmp_path, {"name": "str", "structure": "channel"})
+
+
+def prune_odd(folder: Path, method: dict[str, str]) -> object:
+    path = folder / "odd.py"
+    path.write_text("from methods.test_gumbel import Odd\ndef build(): return Odd()\n")
+    torch.manual_seed(0)
+    torch.save(Odd().state_dict(), folder / "odd.pt")
+    fields = {
+        "version": 1, "data": "digits", "arch": f"{path}:build", "input": "1x1x8x8", "method": method,
+        "budget": {"flops": 0.7}, "train": {"epochs": 1, "batch_size": 64},
+    }  # fmt: skip
+    return prunecli.prune(validate(fields), str(folder / "odd.pt"), folder / "out.safetensors")
 
 
 DIGITS = str(Path(__file__).parents[2] / "recipes" / "digits.safetensors")

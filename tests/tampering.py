@@ -1,0 +1,20 @@
+"""Files whose metadata lie."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+
+def tampered(path: Path, change: object) -> Path:
+    """The same file with other metadata."""
+    with safe_open(path, "pt") as stream:
+        metadata, tensors = stream.metadata(), {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+    container = json.loads(metadata["prunecli"])
+    change(container["journal"])  # type: ignore[operator]
+    target = path.with_name("tampered.safetensors")
+    save_file(tensors, target, {**metadata, "prunecli": json.dumps(container)})
+    return target
