@@ -44,6 +44,19 @@ def largest(holds: Callable[[float], bool], low: float, high: float) -> float:
     return low
 
 
+def bracket(holds: Callable[[float], bool], step: float, most: float) -> tuple[float, float]:
+    """Two numbers, at the lower of which something holds, and at the higher not, as near to 0 as steps by 4 come.
+
+    Where it holds nowhere or everywhere up to `most`, an end is `most`.
+    """
+    low, high = -step, step
+    while low > -most and not holds(low):
+        low, high = 4 * low, low
+    while high < most and holds(high):
+        low, high = high, 4 * high
+    return low, high
+
+
 def smallest(reached: Callable[[float], bool], low: float, high: float) -> float:
     """The smallest number in [low, high] at which something monotone is reached; `high` where it never is."""
     for _ in range(_HALVINGS):

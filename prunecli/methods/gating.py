@@ -17,7 +17,7 @@ from prunecli.errors import InputError
 from prunecli.graph.channels import trace
 from prunecli.graph.copying import copied
 from prunecli.methods.base import select
-from prunecli.methods.control import largest
+from prunecli.methods.control import bracket, largest
 from prunecli.methods.hook import Batch, Course, Hook
 from prunecli.recipe.schema import Train
 from prunecli.surgery.gates import Gated, candidates, gates_of, install
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from prunecli.methods.ftwt import FireTogether
 
 SLACK = 1e-5  # of the cumulated share, as in the authors' code
-SHIFTS = 30.0  # how far heads are shifted at most
+FARTHEST = 1e9  # how far heads are shifted at most
 
 
 def heaviest(output: Tensor, r: float) -> Tensor:
@@ -212,7 +212,8 @@ class Gating(Hook):
             _shift(biases, start, shift)
             return self._mean(module) <= (self._share or 1.0)
 
-        _shift(biases, start, largest(within, -SHIFTS, SHIFTS) if self._share is not None else 0.0)
+        if self._share is not None:
+            _shift(biases, start, largest(within, *bracket(within, 1.0, FARTHEST)))
         masks = masks_of(module, self._images)
         for name, layer in self._layers.items():
             close(layer, torch.from_numpy(~masks[name].any(0)))
