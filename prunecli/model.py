@@ -298,22 +298,24 @@ def _own(tensor: Tensor, given: set[int]) -> Tensor:
 
 
 def _restructure(module: nn.Module, journal: Journal, what: str) -> None:
-    """Gates, dropped batch norms, expanded layers; the cut comes before these, since they start from what it left.
+    """Gates, factors, dropped batch norms, expanded layers, before which the cut comes: they start from what it left.
 
     Raises:
         CheckpointError: the journal speaks of layers that are not there, or not of that width.
     """
     from prunecli.surgery.expand import narrowed
+    from prunecli.surgery.factors import factorise
     from prunecli.surgery.fold import drop
     from prunecli.surgery.gates import install
 
     try:
         install(module, journal.gates)
+        factorise(module, journal.ranks)
         drop(module, journal.folded)
         for expansion in journal.expansions.values():
             _cut_layers(module, expansion.layers, journal)
         narrowed(module, dict(journal.expansions))
-    except (AttributeError, TypeError, IndexError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{what}: the journal does not fit: {error}", hint="check --arch") from error
 
 

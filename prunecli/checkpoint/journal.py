@@ -51,7 +51,8 @@ class Journal:
     """What was done to a freshly built module, in this order.
 
     Attributes:
-        gates: put in first; tensors and modules go by the names that they have then.
+        gates, ranks: put in first, the latter by the path of a linear layer that became two; tensors and modules go by
+            the names that they have then.
         kept: indices by (tensor name, dim).
         attributes: integers by module path.
         expansions: by the path of the layer that fills in constants.
@@ -63,6 +64,7 @@ class Journal:
     expansions: Mapping[str, Expansion] = field(default_factory=dict)
     folded: tuple[str, ...] = ()
     gates: tuple[Gate, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def filled_in(self) -> int:
@@ -77,8 +79,8 @@ class Journal:
         """
         if self.expansions and later.kept:
             raise ValueError("channels cannot be cut after an expansion")
-        if later.gates:
-            return self._behind(later.gates).then(replace(later, gates=()))
+        if later.gates or later.ranks:
+            return self._behind(later).then(replace(later, gates=(), ranks={}))
         kept = dict(self.kept)
         for key, indices in later.kept.items():
             first = kept.get(key)
@@ -87,12 +89,19 @@ class Journal:
         for module, values in later.attributes.items():
             attributes.setdefault(module, {}).update(values)
         expansions = {**self.expansions, **later.expansions}
-        return Journal(kept, attributes, expansions, tuple(sorted({*self.folded, *later.folded})), self.gates)
+        return Journal(
+            kept, attributes, expansions, tuple(sorted({*self.folded, *later.folded})), self.gates, self.ranks
+        )
 
     def name_of(self, tensor: str) -> str:
-        """What a tensor is called now; gates take layers inside."""
+        """What a tensor is called now; gates take layers inside, and of two factors the last is meant."""
+        return self._place_of(tensor, 0)[0]
+
+    def _place_of(self, tensor: str, dim: int) -> tuple[str, int]:
         owner, dot, attribute = tensor.rpartition(".")
-        return f"{self._moved.get(owner, owner)}{dot}{attribute}"
+        if owner in self.ranks:
+            return f"{owner}.{0 if dim else 1}.{attribute}", dim
+        return f"{self._moved.get(owner, owner)}{dot}{attribute}", dim
 
     @property
     def _moved(self) -> dict[str, str]:
@@ -100,14 +109,20 @@ class Journal:
         moved = {gate.conv: f"{gate.conv}.conv" for gate in self.gates}
         return moved | {gate.norm: f"{gate.conv}.norm" for gate in self.gates if gate.norm}
 
-    def _behind(self, gates: tuple[Gate, ...]) -> Journal:
-        """The same cut of a model that has more gates."""
-        new = Journal(gates=gates)
-        kept = {(new.name_of(name), dim): indices for (name, dim), indices in self.kept.items()}
-        for gate in gates:
+    def _behind(self, later: Journal) -> Journal:
+        """The same cut of a model that has more gates and factors."""
+        new = Journal(gates=later.gates, ranks=later.ranks)
+        kept = {new._place_of(name, dim): indices for (name, dim), indices in self.kept.items()}
+        for gate in later.gates:
             kept |= gate.head_kept(self.kept)
-        attributes = {new._moved.get(path, path): values for path, values in self.attributes.items()}
-        return replace(self, kept=kept, attributes=attributes, gates=(*self.gates, *gates))
+        attributes: dict[str, Mapping[str, int | list[int]]] = {}
+        for path, values in self.attributes.items():
+            if path in later.ranks:
+                attributes |= _of_factors(path, values)
+            else:
+                attributes[new._moved.get(path, path)] = values
+        gates, ranks = (*self.gates, *later.gates), {**self.ranks, **later.ranks}
+        return replace(self, kept=kept, attributes=attributes, gates=gates, ranks=ranks)
 
     def to_json(self) -> dict[str, Any]:
         """Index lists as ranges, each with all the tensors it applies to."""
@@ -124,6 +139,7 @@ class Journal:
             "expansions": expansions,
             "folded": list(self.folded),
             "gates": [asdict(gate) for gate in self.gates],
+            "ranks": dict(sorted(self.ranks.items())),
         }
 
     @staticmethod
@@ -141,7 +157,21 @@ class Journal:
             {found.layers[-1]: found for found in map(_expansion, data.get("expansions", []))},
             tuple(data.get("folded", [])),
             tuple(map(_gate, data.get("gates", []))),
+            {path: _rank(rank) for path, rank in data.get("ranks", {}).items()},
         )
+
+
+def _of_factors(path: str, values: Mapping[str, int | list[int]]) -> dict[str, Mapping[str, int | list[int]]]:
+    """The first factor reads what the layer read, the second writes what it wrote."""
+    first = {name: value for name, value in values.items() if name == "in_features"}
+    second = {name: value for name, value in values.items() if name != "in_features"}
+    return {f"{path}.{number}": part for number, part in enumerate((first, second)) if part}
+
+
+def _rank(value: Any) -> int:
+    if type(value) is not int or not 0 < value < _MOST:
+        raise ValueError(f"a rank of {value!r}")
+    return value
 
 
 def _gate(entry: Mapping[str, Any]) -> Gate:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prunecli.graph.tape import Example
     from prunecli.methods.hook import Hook
 
-Structure = Literal["channel", "weight", "none"]
+Structure = Literal["channel", "weight", "rank", "none"]
 Batches = Callable[[int], "Iterator[tuple[Tensor, Tensor]]"]
 
 

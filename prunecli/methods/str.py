@@ -25,7 +25,8 @@ class SoftThresholds(Method):
     """Fields of ``method: {name: str}``.
 
     Attributes:
-        structure: ``channel`` puts the thresholds on the scales of batch norms.
+        structure: ``channel`` puts the thresholds on the scales of batch norms, ``rank`` on the singular values of
+            linear layers, which become two smaller ones.
         s_init: where every s starts; inserting the thresholds changes no output.
         ramp: share of the run after which the asked sparsity is reached.
     """
@@ -33,21 +34,24 @@ class SoftThresholds(Method):
     kind = "train"
 
     name: Literal["str"]
-    structure: Literal["weight", "channel"] = "weight"
+    structure: Literal["weight", "channel", "rank"] = "weight"
     s_init: float = Field(-4.0, lt=0)
     ramp: float = Field(0.75, gt=0, le=1)
 
     @property
     def budget_units(self) -> tuple[str, ...]:
         """Zeros are what it makes; without a budget the decay decides how many, as in the paper."""
-        return ("sparsity", "none") if self.structure == "weight" else ("flops", "params")
+        return {"weight": ("sparsity", "none"), "channel": ("flops", "params"), "rank": ("params",)}[self.structure]
 
     def hook(self, weights: Sequence[str], budget: Budget | None) -> Hook:
         """Thresholds on the named weights or on batch norms, up to the budget."""
+        from prunecli.methods.low_rank import LearnedRanks
         from prunecli.methods.norm_thresholds import NormThresholds
         from prunecli.methods.thresholds import Thresholds
 
         if self.structure == "channel" and budget is not None:
             return NormThresholds(self, budget)
+        if self.structure == "rank" and budget is not None:
+            return LearnedRanks(self, weights, budget)
         sparsity = None if budget is None else budget.amount
         return Thresholds(weights, sparsity, self.s_init, self.ramp)

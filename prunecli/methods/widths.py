@@ -17,6 +17,7 @@ from prunecli.methods.base import select
 from prunecli.recipe.schema import Budget
 from prunecli.surgery.probe import survey
 
+LEAST = 2  # channels of a layer: a dim of length 1 is broadcast, and no longer told from a constant
 Floats = NDArray[np.float64]
 Restrict = Callable[[Channels], Channels]
 
@@ -127,7 +128,7 @@ def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Res
     cost = COSTS[budget.unit](module, channels)
     whole = float(cost.terms(np.ones(channels.count)).sum())
     amount = budget.amount * whole if budget.amount <= 1 else budget.amount
-    return Widths(channels, cost, amount, budget.unit, min_channels)
+    return Widths(channels, cost, amount, budget.unit, max(LEAST, min_channels))
 
 
 def _read_by_activations(channels: Channels) -> set[int]:

@@ -77,6 +77,8 @@ def kept_shares(model: Model, whole: Model) -> dict[str, float]:
     """The share of each weight with two or more dims that is neither zero nor gone."""
     sizes = {model.journal.name_of(n): p.numel() for n, p in whole.module.named_parameters() if p.ndim > 1}
     left = {n: int(torch.count_nonzero(p)) for n, p in model.module.named_parameters() if p.ndim > 1}
+    for path in model.journal.ranks:  # both factors stand for the weight
+        left[f"{path}.1.weight"] += left.pop(f"{path}.0.weight", 0)
     return {name: count / sizes[name] for name, count in left.items() if sizes.get(name)}
 
 

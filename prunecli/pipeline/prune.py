@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunecli.checkpoint.write import check_output
-from prunecli.errors import InputError, NothingRemoved
+from prunecli.errors import BudgetMissed, InputError, NothingRemoved
 from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts
 from prunecli.methods.base import Method
 from prunecli.model import DEFAULT, Model, Opening, open_model
@@ -22,6 +22,8 @@ from prunecli.train.data import Data
 from prunecli.train.loop import Report, ignore
 from prunecli.train.probe import linear_probe
 from prunecli.units import human, percent
+
+TOLERANCE = 0.01  # by which a trained budget may be missed
 
 
 def prune(
@@ -47,7 +49,7 @@ def prune(
 
     Raises:
         InputError: the model, the data, the budget or the output cannot be used.
-        OutcomeError: nothing was removed, or the smaller model is not equal.
+        OutcomeError: nothing was removed, the smaller model is not equal, or training missed the budget.
     """
     started = time.monotonic()
     method = _method(recipe)
@@ -72,8 +74,22 @@ def prune(
     if training is not None:
         facts = replace(facts, notes=[*training.notes, *facts.notes])
         training.forget()
+    _insist_on_budget(facts.budget, output)
     place = None if output is None else str(output)
     return replace(facts, method=method.name, output=place, seconds=round(time.monotonic() - started, 3))
+
+
+def _insist_on_budget(budget: BudgetFacts | None, output: Path | None) -> None:
+    """A method that trains may miss what it was steered to; its work is kept, but it is no success."""
+    if budget is None:
+        return
+    excess = budget.asked - budget.met if budget.unit == "sparsity" else budget.met - budget.asked
+    if excess > TOLERANCE:
+        kept = "" if output is None else f"; what came of it is in {output}"
+        raise BudgetMissed(
+            f"the {budget.unit} budget {percent(budget.asked)} was not met: {percent(budget.met)}{kept}",
+            hint="more epochs, or a method that cuts without training, such as magnitude",
+        )
 
 
 def _with_extras(way: Way, recipe: Recipe, opened: Model, images: Data | None) -> Way:
@@ -156,9 +172,9 @@ def _method(recipe: Recipe) -> Method:
 
 
 def _insist_on_change(way: Way, before: Figures, opened: Model) -> None:
-    """Zeroed weights and gates are a change even where no channel could go."""
-    result = way.done
-    if result.removed or way.model.journal.gates != opened.journal.gates:
+    """Zeroed weights, gates and factors are a change even where no channel could go."""
+    result, now, then = way.done, way.model.journal, opened.journal
+    if result.removed or (now.gates, now.ranks) != (then.gates, then.ranks):
         return
     zeroed = sum(int((p == 0).sum()) for p in result.module.parameters())
     if zeroed > before.params - before.nonzero:

@@ -8,6 +8,7 @@ Under ``torchrun`` every process takes its part of each step.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.device import usable
+from prunecli.errors import OutcomeError
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, record
 from prunecli.methods.hook import Batch, Course, Hook
@@ -125,6 +127,11 @@ class _Run:
         """The weights that count: the average where there is one."""
         return self.average.module if self.average is not None else self.module
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best weights by validation are known, and are the result."""
+        return self.best is not None and all(hook.keeps_best for hook in self.hooks)
+
     def quiet(self, more: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over processes with the last part of a step only."""
         parallel = more and isinstance(self.forward, nn.parallel.DistributedDataParallel)
@@ -182,6 +189,7 @@ class Trainer:
 
         Raises:
             InputError: the device is not there, or the saved state does not belong to this run.
+            OutcomeError: the training diverged.
         """
         device, layout = _device(self.settings.device), _layout(self.settings)
         student = copied(module).to(device).to(memory_format=layout)
@@ -202,7 +210,7 @@ class Trainer:
             if self.saver is not None:
                 self.saver.save(run.state())
             result = run.result
-            if run.best is not None and all(hook.keeps_best for hook in self.hooks):
+            if run.keeps_best and run.best is not None:
                 result.load_state_dict(run.best)
             for hook in self.hooks:
                 hook.finalize(result)
@@ -242,6 +250,13 @@ class Trainer:
             for parts in self._batches(run, epoch, position, loss_of):
                 rate = learning_rate(settings, run.step, order.steps, order.per_epoch)
                 loss = _step(run, parts, rate)
+                if not math.isfinite(loss):
+                    if run.keeps_best:
+                        return  # the best weights so far are the result
+                    raise OutcomeError(
+                        f"training diverged: after {run.step} steps the loss is {loss}; nothing was written",
+                        hint=f"a smaller train.lr than {settings.lr:g}",
+                    )
                 seen += sum(len(part.batch.images) for part in parts) * world()
                 finished = run.step % order.per_epoch == 0
                 if finished and len(order.held_out) and all(hook.validates for hook in run.hooks):

@@ -16,8 +16,9 @@ from torch import nn
 import prunecli
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
-from prunecli.errors import InputError, NothingRemoved, RecipeError, VerificationError
-from prunecli.facts import Figures, PruneFacts
+from prunecli.errors import BudgetMissed, InputError, NothingRemoved, RecipeError, VerificationError
+from prunecli.facts import BudgetFacts, Figures, PruneFacts
+from prunecli.pipeline.prune import _insist_on_budget
 from prunecli.recipe.load import validate
 
 
@@ -261,3 +262,12 @@ def test_recovery_needs_images(checkpoint: str, tmp_path: Path) -> None:
 def test_recovery_where_it_makes_no_sense(fields: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="recover"):
         recipe(recover={}, **fields)
+
+
+def test_a_missed_budget_is_no_success_but_no_loss() -> None:
+    for met in (BudgetFacts("flops", 0.5, 0.505), BudgetFacts("sparsity", 0.9, 0.9), None):
+        _insist_on_budget(met, Path("out.safetensors"))
+    with pytest.raises(BudgetMissed, match=r"was not met: 87.00 %; what came of it is in out.safetensors"):
+        _insist_on_budget(BudgetFacts("flops", 0.6, 0.87), Path("out.safetensors"))
+    with pytest.raises(BudgetMissed):
+        _insist_on_budget(BudgetFacts("sparsity", 0.9, 0.8), None)

@@ -17,7 +17,7 @@ from torch import nn
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
-from prunecli.errors import InputError
+from prunecli.errors import InputError, OutcomeError
 from prunecli.methods.hook import Hook
 from prunecli.recipe.schema import Distill, Train
 from prunecli.train.data import open_data
@@ -110,6 +110,22 @@ def test_it_learns_and_the_input_stays_as_it_is() -> None:
     trained = Trainer(DATA, Train(epochs=5, lr=0.1, batch_size=64, validation=0.1)).fit(module)
     assert accuracy(trained.module, DATA.test) > 0.9
     assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
+
+
+def test_a_training_that_diverges_says_so_or_keeps_what_was_won() -> None:
+    settings = Train(epochs=3, lr=1e6, batch_size=64, validation=0.0)
+    with pytest.raises(OutcomeError, match="training diverged: after"):
+        Trainer(DATA, settings).fit(net())
+
+    class Poison(Hook):
+        def after_step(self, module: nn.Module, step: int) -> None:
+            if step == 60:
+                with torch.no_grad():
+                    next(module.parameters()).fill_(torch.nan)
+
+    settings = Train(epochs=4, lr=0.05, batch_size=64, validation=0.1)
+    kept = Trainer(DATA, settings, hooks=[Poison()]).fit(net())
+    assert accuracy(kept.module, DATA.test) > 0.7
 
 
 def test_the_best_epoch_by_validation_is_kept() -> None:

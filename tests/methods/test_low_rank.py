@@ -1,0 +1,138 @@
+"""Learned ranks: exact insertion, the number of parameters, factors that are stored as such."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from courses import course
+from tampering import tampered
+from torch import nn
+
+import prunecli
+from prunecli.checkpoint.journal import Journal
+from prunecli.errors import InputError
+from prunecli.methods.low_rank import LearnedRanks
+from prunecli.methods.str import SoftThresholds
+from prunecli.model import Opening, open_model
+from prunecli.recipe.load import validate
+from prunecli.recipe.schema import Budget
+
+METHOD = SoftThresholds(name="str", structure="rank")
+
+
+def build() -> nn.Module:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 96, bias=False), nn.ReLU(), nn.Linear(96, 10)
+    )
+
+
+NAMES = ["1.weight", "3.weight", "5.weight"]
+
+
+def attached(share: float) -> tuple[nn.Module, LearnedRanks]:
+    torch.manual_seed(0)
+    module = build().double()
+    hook = LearnedRanks(METHOD, NAMES, Budget(params=share))
+    hook.attach(module, course(10))
+    return module, hook
+
+
+def test_factors_give_what_the_layer_gave() -> None:
+    module, _ = attached(0.5)
+    torch.manual_seed(0)
+    plain, images = build().double(), torch.randn(7, 1, 8, 8).double()
+    torch.testing.assert_close(module(images), plain(images), atol=1e-12, rtol=0)
+
+
+def test_what_is_left_is_the_best_of_its_rank_and_gives_the_same() -> None:
+    """Without training the thresholds cut the smallest singular values (Eckart and Young 1936)."""
+    module, hook = attached(0.5)
+    images = torch.randn(7, 1, 8, 8).double()
+    hook.after_step(module, 10)
+    expected = module(images)
+    hook.finalize(module)
+    torch.testing.assert_close(module(images), expected, atol=1e-12, rtol=0)
+    assert sum(p.numel() for p in module.parameters()) <= 0.5 * sum(p.numel() for p in build().parameters())
+    torch.manual_seed(0)
+    weight = build().double()[3].weight
+    rank = hook.by_layer()["3.1.weight"]["rank"]
+    left, values, right = torch.linalg.svd(weight)
+    best = left[:, : int(rank)] * values[: int(rank)] @ right[: int(rank)]
+    torch.testing.assert_close(module[3][1].weight @ module[3][0].weight, best, atol=1e-10, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+    folder = tmp_path_factory.mktemp("rank")
+    (folder / "mlp.py").write_text("from methods.test_low_rank import build\n")
+    fields = {"version": 1, "data": "digits", "arch": f"{folder / 'mlp.py'}:build", "input": "1x1x8x8"}
+    train = {"epochs": 12, "lr": 0.02, "batch_size": 64}
+    torch.manual_seed(0)
+    torch.save(build().state_dict(), folder / "random.pt")
+    prunecli.finetune(validate({**fields, "train": train}), str(folder / "random.pt"), folder / "dense.safetensors")
+    method = {"name": "str", "structure": "rank"}
+    recipe = validate({**fields, "method": method, "budget": {"params": 0.4}, "train": train})
+    return folder / "low.safetensors", prunecli.prune(
+        recipe, str(folder / "dense.safetensors"), folder / "low.safetensors"
+    )
+
+
+def arch_of(path: Path) -> Opening:
+    return Opening(arch=f"{path.parent / 'mlp.py'}:build")
+
+
+def test_a_real_training_meets_the_params_with_factors_in_the_file(pruned: tuple[Path, object]) -> None:
+    path, facts = pruned
+    assert 0.38 <= facts.budget.met <= 0.4
+    assert facts.after.params == pytest.approx(facts.budget.met * facts.before.params)
+    assert facts.after.flops < 0.5 * facts.before.flops
+    assert facts.after.accuracy > facts.before.accuracy - 0.06
+    module = open_model(str(path), arch_of(path)).module
+    assert isinstance(module[3], nn.Sequential)
+
+
+def test_factors_can_be_cut_further_and_tuned(pruned: tuple[Path, object], tmp_path: Path) -> None:
+    path, _ = pruned
+    arch = {"version": 1, "arch": arch_of(path).arch}
+    cut = {**arch, "method": {"name": "magnitude"}, "budget": {"params": 0.8}}
+    facts = prunecli.prune(validate(cut), str(path), tmp_path / "smaller.safetensors")
+    assert facts.budget.met <= 0.8
+    assert facts.verified.max_rel_error < 1e-12
+    tuned = {**arch, "data": "digits", "train": {"epochs": 1}}
+    prunecli.finetune(validate(tuned), str(tmp_path / "smaller.safetensors"), tmp_path / "tuned.safetensors")
+
+
+def test_a_cut_model_can_be_factorised() -> None:
+    kept = {("1.weight", 0): (0, 2), ("1.bias", 0): (0, 2), ("3.weight", 1): (0, 2)}
+    earlier = Journal(kept, {"1": {"out_features": 2}, "3": {"in_features": 2}})
+    both = earlier.then(Journal(ranks={"3": 1}))
+    assert set(both.kept) == {("1.weight", 0), ("1.bias", 0), ("3.0.weight", 1)}
+    assert both.attributes == {"1": {"out_features": 2}, "3.0": {"in_features": 2}}
+    assert Journal.from_json(both.to_json()) == both
+
+
+LIES = {
+    "no such layer": lambda j: j["ranks"].update(nowhere=3),
+    "no linear layer": lambda j: j["ranks"].update({"2": 3}),
+    "a rank of nothing": lambda j: j["ranks"].update({"3": 0}),
+    "a rank that is too large": lambda j: j["ranks"].update({"3": 10**9}),
+    "a rank that is another": lambda j: j["ranks"].update({"3": 1}),
+    "a word": lambda j: j["ranks"].update({"3": "7"}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_lying_journals_are_refused(lie: str, pruned: tuple[Path, object], tmp_path: Path) -> None:
+    path, _ = pruned
+    copied = tmp_path / "low.safetensors"
+    copied.write_bytes(path.read_bytes())
+    with pytest.raises(InputError):
+        open_model(str(tampered(copied, LIES[lie])), arch_of(path))
+
+
+def test_what_cannot_be_met_is_refused() -> None:
+    module = build()
+    with pytest.raises(InputError, match="cannot be met"):
+        LearnedRanks(METHOD, NAMES, Budget(params=0.01)).attach(module, course(10))
