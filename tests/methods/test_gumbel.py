@@ -13,7 +13,8 @@ from torch.nn.utils import parametrize
 import prunecli
 from prunecli.errors import InputError
 from prunecli.methods.gumbel import GumbelMasks
-from prunecli.methods.gumbel_masks import ChannelMasks, Mask, Sampled, WeightMasks, sample
+from prunecli.methods.gumbel_masks import ChannelMasks, WeightMasks
+from prunecli.methods.masks import Mask, Sampled, sample
 from prunecli.recipe.load import validate
 from prunecli.recipe.schema import Budget, Train
 from prunecli.train.data import open_data
