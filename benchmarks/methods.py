@@ -49,8 +49,8 @@ ROWS: dict[str, Row] = {
     **weights("str", SGD, name="str"),
     **weights("grda", PLAIN, name="grda"),
     **weights("gumbel", SGD, name="gumbel"),
-    **weights("selfsup rotation", SGD, name="selfsup", objective="rotation"),
-    **weights("selfsup labels", SGD, name="selfsup", objective="labels"),
+    **weights("selfsup rotation", SGD, name="selfsup", objective="rotation", fraction=0.55),  # few rounds
+    **weights("selfsup labels", SGD, name="selfsup", objective="labels", fraction=0.55),
     **channels("random", SGD, name="random"),
     **channels("magnitude", SGD, name="magnitude"),
     **channels("magnitude recovered", SGD, {"recover": {}}, name="magnitude"),
