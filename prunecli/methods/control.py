@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-UPDATES = 200  # how often in a run the control looks
+UPDATES = 100  # how often in a run the control looks
+PAUSE = 10  # steps between two looks, at least
 _HALVINGS = 50
 MEASURED = 12  # halvings where each of them runs a network
 
@@ -26,7 +27,7 @@ class Ramp:
 
     def due(self, step: int) -> bool:
         """Whether the control looks after this step."""
-        return step % max(1, self.steps // UPDATES) == 0 or step == self.steps
+        return step % max(PAUSE, self.steps // UPDATES) == 0 or step == self.steps
 
     def at(self, step: int) -> float:
         """What should be reached after this step."""

@@ -12,7 +12,7 @@ from prunecli.checkpoint.journal import Journal
 from prunecli.errors import InputError
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Course, Hook
-from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, press, soft
+from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, life, press, soft
 from prunecli.recipe.schema import Budget
 from prunecli.surgery.factors import factorise, pays
 
@@ -33,7 +33,7 @@ class Factors(nn.Module):
         left, values, right = torch.linalg.svd(layer.weight.detach().double(), full_matrices=False)
         weight = layer.weight
         self.wide, self.narrow = (nn.Parameter(part.to(weight.dtype)) for part in (left, right))
-        self.threshold = SoftThreshold(s, weight)
+        self.threshold = SoftThreshold(s, weight, "exp")
         self.scale = nn.Parameter(values.to(weight.dtype) + self.threshold.threshold.detach())
         self.bias = layer.bias
 
@@ -149,7 +149,7 @@ class LearnedRanks(Hook):
         """The share of all parameters that raised thresholds would leave."""
         left = self._rest
         for factors in self._layers.values():
-            rank = max(1, int((factors.scale.abs() > factors.threshold.raised(offset)).sum()))
+            rank = max(1, int((life(factors.scale, factors.threshold) > offset).sum()))
             wide, narrow = factors.wide.shape[0], factors.narrow.shape[1]
             left += min(rank * (wide + narrow), wide * narrow)
         return left / self._whole

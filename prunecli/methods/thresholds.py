@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunecli.errors import InputError
-from prunecli.methods.control import Ramp, smallest
+from prunecli.methods.control import Ramp
 from prunecli.methods.hook import Course, Hook
 
 LOWEST, HIGHEST = -60.0, 20.0  # between these a sigmoid goes from 0 to 1
@@ -42,15 +43,31 @@ def soft(weight: Tensor, threshold: Tensor) -> Tensor:
     return result
 
 
+@dataclass(frozen=True)
+class Link:
+    """What makes a threshold of any number, and the way back."""
+
+    of: Callable[[Tensor], Tensor]
+    inverse: Callable[[Tensor], Tensor]
+
+
+LINKS = {
+    "sigmoid": Link(torch.sigmoid, lambda size: size.clamp(max=1 - 1e-12).logit()),
+    "exp": Link(torch.exp, torch.log),
+}
+
+
 class SoftThreshold(nn.Module):
     """The parametrization of one weight.
 
     Attributes:
         s: learned, decays like a weight.
+        link: g, a sigmoid, or exp where what is thresholded may be larger than 1 (section 4.3 of the paper).
     """
 
-    def __init__(self, s: float, like: Tensor) -> None:
+    def __init__(self, s: float, like: Tensor, link: str = "sigmoid") -> None:
         super().__init__()
+        self.link = link
         self.s = nn.Parameter(torch.tensor(s, dtype=like.dtype, device=like.device))
 
     @property
@@ -60,7 +77,7 @@ class SoftThreshold(nn.Module):
 
     def raised(self, offset: float) -> Tensor:
         """``g(s + offset)``."""
-        return torch.sigmoid(self.s + offset)
+        return LINKS[self.link].of(self.s + offset)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that the layer uses."""
@@ -175,24 +192,26 @@ class Thresholds(Hook):
         Returns:
             The offset.
         """
-        layers = [(threshold, weight, weight.abs()) for threshold, weight in self._layers(module)]
-        wanted = math.ceil(sparsity * sum(weight.numel() for _, weight, _ in layers) - 1e-6)
-
-        def reached(offset: float) -> bool:
-            return sum(int((size <= p.raised(offset)).sum()) for p, _, size in layers) >= wanted
-
-        offset = 0.0 if reached(0.0) else smallest(reached, 0.0, HIGHEST - LOWEST)
-        for threshold, weight, _ in layers:
+        layers = self._layers(module)
+        lives = torch.cat([life(weight, threshold).flatten() for threshold, weight in layers])
+        wanted = math.ceil(sparsity * len(lives) - 1e-6)
+        offset = max(0.0, float(lives.kthvalue(wanted).values)) if wanted else 0.0
+        for threshold, weight in layers:
             press(weight, threshold, offset)
         return offset
 
 
 @torch.no_grad()
+def life(weight: Tensor, threshold: SoftThreshold) -> Tensor:
+    """The offset at which each weight becomes zero, in float64: ``g^-1(|w|) - s``."""
+    return LINKS[threshold.link].inverse(weight.abs().double()) - threshold.s.double()
+
+
+@torch.no_grad()
 def press(weight: Tensor, threshold: SoftThreshold, offset: float) -> None:
     """Put what a raised threshold catches below the learned one, in place."""
-    raised = threshold.raised(offset)
-    below = BELOW * threshold.threshold / raised
-    weight.mul_(torch.where(weight.abs() <= raised, below, 1.0))
+    below = BELOW * threshold.threshold / threshold.raised(offset)
+    weight.mul_(torch.where(life(weight, threshold) <= offset, below, 1.0))
 
 
 def decay_exponent(course: Course) -> float:

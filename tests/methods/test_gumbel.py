@@ -137,7 +137,7 @@ def test_the_expected_sparsity_follows_the_ramp() -> None:
     module = net()
     hook = WeightMasks(GumbelMasks(name="gumbel", ramp=0.5), NAMES, 0.9)
     hook.attach(module, course(100))
-    for step, expected in ((25, 0.9 * (1 - 0.5**3)), (50, 0.9), (90, 0.9)):
+    for step, expected in ((20, 0.9 * (1 - 0.6**3)), (50, 0.9), (90, 0.9)):
         hook.after_step(module, step)
         assert hook.figures()["sparsity"] == pytest.approx(expected, abs=1e-6)
         masks = [float(m.chances().sum()) for m in hook.masks()]

@@ -132,6 +132,17 @@ def test_lying_journals_are_refused(lie: str, pruned: tuple[Path, object], tmp_p
         open_model(str(tampered(copied, LIES[lie])), arch_of(path))
 
 
+def test_large_singular_values_can_go_as_well() -> None:
+    module = build().double()
+    with torch.no_grad():
+        for name in NAMES:
+            module.get_parameter(name).mul_(50)
+    hook = LearnedRanks(METHOD, NAMES, Budget(params=0.3))
+    hook.attach(module, course(10))
+    hook.finalize(module)
+    assert hook.outcomes()["params"] <= 0.3
+
+
 def test_what_cannot_be_met_is_refused() -> None:
     module = build()
     with pytest.raises(InputError, match="cannot be met"):

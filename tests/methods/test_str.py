@@ -90,7 +90,7 @@ def test_sparsity_follows_the_cubic_schedule() -> None:
     module = net()
     hook = Thresholds(NAMES, 0.9, -10.0, 0.5)
     hook.attach(module, course(100))
-    for step, expected in ((10, 0.9 * (1 - 0.8**3)), (25, 0.9 * (1 - 0.5**3)), (50, 0.9), (90, 0.9)):
+    for step, expected in ((10, 0.9 * (1 - 0.8**3)), (20, 0.9 * (1 - 0.6**3)), (50, 0.9), (90, 0.9)):
         hook.after_step(module, step)
         weights = torch.cat([module[1].weight.flatten(), module[3].weight.flatten()])
         assert float((weights == 0).double().mean()) == pytest.approx(expected, abs=1e-3)
