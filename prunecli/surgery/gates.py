@@ -33,6 +33,10 @@ _PASSES = ACTIVATIONS | {
 }  # fmt: skip
 
 
+# Positions of a feature map from which on it takes longer to compute channels than to copy the weights of the others.
+WORTH = 600
+
+
 class Gated(nn.Module):
     """A convolution, its batch norm, and the head that says which of its channels an image needs.
 
@@ -92,13 +96,13 @@ class Skipping(nn.Module):
 
 
 def _alone(module: nn.Module, x: Tensor) -> bool:
-    """One image, for real: not while the model is trained, traced or exported."""
+    """One image, large enough, for real: not while the model is trained, traced or exported."""
     real = (
         not (module.training or x.is_meta or torch.compiler.is_compiling())
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and _get_current_dispatch_mode() is None
     )
-    return real and len(x) == 1
+    return real and len(x) == 1 and x.shape[2] * x.shape[3] >= WORTH
 
 
 def _present(x: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from prunecli.methods.hook import Batch
 from prunecli.model import Opening, open_model
 from prunecli.recipe.load import validate
 from prunecli.recipe.schema import Train
+from prunecli.surgery import gates
 from prunecli.surgery.gates import candidates, gates_of, install
 from prunecli.train.data import open_data
 from prunecli.train.loop import Trainer
@@ -110,6 +111,12 @@ def test_what_can_be_gated() -> None:
     _, gates = gated()
     assert [(g.conv, g.norm) for g in gates] == [("expand", "norm1"), ("depth", "norm2"), ("plain", "")]
     assert [g.readers for g in gates] == [(), ("project",), ("last",)]
+
+
+@pytest.fixture(autouse=True)
+def _always_skip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small feature maps are not worth skipping for; here they are what is tested."""
+    monkeypatch.setattr(gates, "WORTH", 1)
 
 
 @pytest.mark.parametrize("seed", range(5))
