@@ -58,9 +58,9 @@ def main() -> None:
         dynamic = gated(module, example, asked.open)
         cost = dynamic_cost(dynamic, example)
         share = float(cost(masks_of(dynamic, [image]))[0] / cost(masks_of(dense, [image]))[0])
-        for layer in (masked := copied(dynamic)).modules():
-            if hasattr(layer, "watched"):
-                layer.watched = True
+        masked = copied(dynamic)
+        for layer in gates_of(masked).values():
+            layer.watched = True
         runs = {"dense": module, "masked": masked, "gathered": dynamic}
         seconds: dict[str, list[float]] = {key: [] for key in runs}
         for turn in range(asked.turns + 2):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
+from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Ints
 from prunecli.graph.tape import Op, Ref
@@ -212,3 +213,24 @@ def params(channels: Channels, names: Iterable[str], unit: Mapping[str, int] | N
         weight = 1 if unit is None else unit[name]
         builder.add(float(weight), list(by_name.get(name, {}).values()), name.rpartition(".")[0])
     return builder.build()
+
+
+def _all_flops(module: nn.Module, channels: Channels) -> Polynomial:
+    del module
+    return flops(channels)
+
+
+def _all_params(module: nn.Module, channels: Channels) -> Polynomial:
+    return params(channels, [name for name, _ in module.named_parameters()])
+
+
+def _all_weights(module: nn.Module, channels: Channels) -> Polynomial:
+    return params(channels, [name for name, p in module.named_parameters() if p.ndim > 1])
+
+
+# What budgets count exactly, by their unit.
+COSTS: dict[str, Callable[[nn.Module, Channels], Polynomial]] = {
+    "flops": _all_flops,
+    "params": _all_params,
+    "sparsity": _all_weights,
+}

@@ -6,7 +6,7 @@ what its open channels with an open input cost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,8 +67,7 @@ def dynamic_cost(module: nn.Module, example: Example) -> DynamicCost:
     tape = channels.tape
     by_module = flops(channels).by_module(np.ones(channels.count, dtype=np.bool_))
     gates = gates_of(module)
-    written = {op.outputs[0]: op.module for op in tape.ops if op.module in gates and op.outputs}
-    last = {gate: value for value, gate in written.items()}  # the mask is multiplied in last
+    last = {op.module: op.outputs[0] for op in tape.ops if op.module in gates}  # where the mask is multiplied in
     source = sources(tape, {value: gate for gate, value in last.items()})
     batch = len(example.args[0])
     terms: dict[str, Term] = {}
@@ -113,8 +112,3 @@ def masks_of(module: nn.Module, images: Iterable[Tensor]) -> dict[str, NDArray[n
     finally:
         module.train(training)
     return {name: torch.cat(parts).numpy() for name, parts in found.items()}
-
-
-def measured(module: nn.Module, example: Example, images: Callable[[], Iterable[Tensor]]) -> Floats:
-    """(images,) FLOPs that each image really takes."""
-    return dynamic_cost(module, example)(masks_of(module, images()))

@@ -178,7 +178,7 @@ class ChannelMasks(Masks):
         scores = Magnitude(name="magnitude").channel_scores(evidence, self._widths.channels)
         self._widths.choose(scores)  # an impossible budget is refused before anything is trained
         self._free = np.flatnonzero(self._widths.free)
-        self._ramp = Ramp(1 - self._widths.amount / self._widths.whole, fields.ramp, course.steps)
+        self._ramp = Ramp(1 - self._widths.target, fields.ramp, course.steps)
         module.requires_grad_(False)
         home = next(module.parameters())
         self._mask = Mask(self.start(torch.from_numpy(scores[self._free]).to(home)), fields.tau)
@@ -197,7 +197,7 @@ class ChannelMasks(Masks):
 
     def predictions(self) -> Mapping[str, float]:
         """The share that is left."""
-        return {self._widths.unit: self._widths.amount / self._widths.whole}
+        return {self._widths.unit: self._widths.target}
 
     def after_step(self, module: nn.Module, step: int) -> None:
         """The expected cost follows the ramp."""
@@ -211,7 +211,7 @@ class ChannelMasks(Masks):
         """The cost of the chances, as a share."""
         kept = np.ones(self._widths.channels.count)
         kept[self._free] = self._mask.chances(offset).cpu().double().numpy()
-        return self._widths.share_of(kept) / self._widths.whole
+        return self._widths.left(kept)
 
     def finalize(self, module: nn.Module) -> None:
         """The channels with the largest logits stay, as the budget says; factors go into the weights."""
@@ -221,5 +221,4 @@ class ChannelMasks(Masks):
         removed = self._widths.choose(scores)
         self._mask.decide(torch.from_numpy(~removed[self._free]).to(self._mask.logits.device))
         bake(module, [reader.name for reader in self._readers])
-        left = self._widths.cost(~removed) / self._widths.whole
-        self._found = {self._widths.unit: left, "certain": certain}
+        self._found = {self._widths.unit: self._widths.left(~removed), "certain": certain}

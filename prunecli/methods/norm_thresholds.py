@@ -78,7 +78,7 @@ class NormThresholds(Hook):
         for name in self._places:
             self._insert(module.get_submodule(name))
         self._widths.choose(self._lives(module))  # an impossible budget is refused before anything is trained
-        self._ramp = Ramp(1 - self._widths.amount / self._widths.whole, fields.ramp, course.steps)
+        self._ramp = Ramp(1 - self._widths.target, fields.ramp, course.steps)
 
     @torch.no_grad()
     def _insert(self, norm: Any) -> None:
@@ -92,7 +92,7 @@ class NormThresholds(Hook):
 
     def predictions(self) -> Mapping[str, float]:
         """The share that is left."""
-        return {self._widths.unit: self._widths.amount / self._widths.whole}
+        return {self._widths.unit: self._widths.target}
 
     def after_step(self, module: nn.Module, step: int) -> None:
         """Follow the schedule."""
@@ -125,7 +125,7 @@ class NormThresholds(Hook):
         return self._found
 
     def _left(self, kept: Any) -> float:
-        return self._widths.share_of(np.where(self._widths.free, kept, True).astype(np.float64)) / self._widths.whole
+        return self._widths.left(np.where(self._widths.free, kept, True))
 
     def _threshold(self, module: nn.Module, name: str) -> SoftThreshold:
         norm: Any = module.get_submodule(name)

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
 from prunecli.cost.budget import Search
-from prunecli.cost.count import Polynomial, flops, params
+from prunecli.cost.count import COSTS, Polynomial
 from prunecli.graph.channels import Bools, Channels, Ints
 from prunecli.graph.tape import Example
 from prunecli.methods.base import select
 from prunecli.recipe.schema import Budget
-from prunecli.surgery.probe import survey
+from prunecli.surgery.probe import Restrict, survey
 
 LEAST = 2  # channels of a layer: a dim of length 1 is broadcast, and no longer told from a constant
 Floats = NDArray[np.float64]
-Restrict = Callable[[Channels], Channels]
 
 
 def excluding(module: nn.Module, patterns: list[str]) -> Restrict:
@@ -35,18 +34,6 @@ def excluding(module: nn.Module, patterns: list[str]) -> Restrict:
         return channels.freeze(groups) if groups else channels
 
     return restrict
-
-
-def _flops(module: nn.Module, channels: Channels) -> Polynomial:
-    del module
-    return flops(channels)
-
-
-def _params(module: nn.Module, channels: Channels) -> Polynomial:
-    return params(channels, [name for name, _ in module.named_parameters()])
-
-
-COSTS: dict[str, Callable[[nn.Module, Channels], Polynomial]] = {"flops": _flops, "params": _params}
 
 
 @dataclass(frozen=True)
@@ -76,14 +63,19 @@ class Widths:
     unit: str
     min_channels: int
 
-    @property
+    @cached_property
     def whole(self) -> float:
         """The cost of all channels."""
-        return self.share_of(np.ones(self.channels.count))
+        return float(self.cost.terms(np.ones(self.channels.count)).sum())
 
-    def share_of(self, kept: Floats) -> float:
-        """The cost of chances, (channels,)."""
-        return float(self.cost.terms(kept).sum())
+    @property
+    def target(self) -> float:
+        """The share of the cost that may be left."""
+        return self.amount / self.whole
+
+    def left(self, kept: Bools | Floats) -> float:
+        """The share of the cost that is left, from (channels,) kept or the chances that they are."""
+        return float(self.cost.terms(kept).sum()) / self.whole
 
     @property
     def free(self) -> Bools:
@@ -119,10 +111,11 @@ def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Res
     Channels that two activations read (the scores of attention) stay, since there is no weight that could ignore them.
     """
     channels = survey(module, example, restrict)
+    mixed = _read_by_activations(channels)
     unread = {
         group.name: "no single weight reads it"
         for group in channels.groups
-        if not group.frozen and not set(group.channels.tolist()).isdisjoint(_read_by_activations(channels))
+        if not group.frozen and not mixed.isdisjoint(group.channels.tolist())
     }
     channels = channels.freeze(unread) if unread else channels
     cost = COSTS[budget.unit](module, channels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import nn
@@ -10,9 +12,13 @@ from prunecli.cost.dynamic import dynamic_cost, masks_of
 from prunecli.errors import DataError
 from prunecli.facts import DynamicFacts
 from prunecli.graph.tape import Example
+from prunecli.methods.base import Evidence
+from prunecli.methods.hook import Hook
 from prunecli.model import Model
+from prunecli.recipe.schema import Train
 from prunecli.train.data import Data, open_data
 from prunecli.train.evaluate import BATCH, accuracy, logits
+from prunecli.train.split import Drawn
 
 
 def data_for(model: Model, text: str) -> Data:
@@ -63,6 +69,14 @@ def real_example(model: Model, data: Data, count: int = 8) -> Example:
     """A batch of real test images."""
     indices = torch.arange(min(count, len(data.test)))
     return Example((next(iter(data.test.batches([indices]))).to(model.dtype),))
+
+
+def evidence_of(
+    module: nn.Module, example: Example, seed: int, data: Data | None, fit: Callable[[Train, Hook], nn.Module] | None
+) -> Evidence:
+    """What a method may look at; images come in the dtype of the example."""
+    labelled = None if data is None else Drawn(data.train, seed, example.args[0]).labelled
+    return Evidence(module, example, seed, labelled, fit)
 
 
 def evaluated(data: str | None, before: float | None, after: float | None) -> dict[str, str | float | None]:

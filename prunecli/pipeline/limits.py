@@ -14,7 +14,7 @@ from torch import nn
 
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.write import file_size
-from prunecli.cost.count import Polynomial, flops, params
+from prunecli.cost.count import COSTS, Polynomial, params
 from prunecli.cost.latency import NANO, fitted, forward, turns
 from prunecli.device import usable
 from prunecli.errors import InputError
@@ -122,19 +122,6 @@ def _counted(polynomial: Callable[[nn.Module, Channels], Polynomial]) -> Callabl
     return build
 
 
-def _flops(module: nn.Module, channels: Channels) -> Polynomial:
-    del module
-    return flops(channels)
-
-
-def _params(module: nn.Module, channels: Channels) -> Polynomial:
-    return params(channels, [name for name, _ in module.named_parameters()])
-
-
-def _weights(module: nn.Module, channels: Channels) -> Polynomial:
-    return params(channels, [name for name, p in module.named_parameters() if p.ndim > 1])
-
-
 def _size(stage: Stage, progress: float) -> Limit:
     """Bytes of the written file, its header and metadata included."""
     state = stage.opened.module.state_dict()
@@ -179,14 +166,14 @@ def _runner(stage: Stage, module: nn.Module, example: Example) -> Callable[[], o
 def _layers(stage: Stage, progress: float) -> Limit:
     """No limit of its own: every layer's share is given, and what stays is counted in params."""
     del progress
-    counted = _counted(_params)(stage, 1.0)
+    counted = _counted(COSTS["params"])(stage, 1.0)
     return Limit("layers", counted.whole, counted.whole, counted.cost)
 
 
 LIMITS: dict[str, Callable[[Stage, float], Limit]] = {
-    "flops": _counted(_flops),
-    "params": _counted(_params),
-    "sparsity": _counted(_weights),
+    "flops": _counted(COSTS["flops"]),
+    "params": _counted(COSTS["params"]),
+    "sparsity": _counted(COSTS["sparsity"]),
     "size": _size,
     "latency": _latency,
     "layers": _layers,

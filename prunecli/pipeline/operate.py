@@ -25,9 +25,9 @@ from prunecli.graph.channels import Bools, Channels, trace, written
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.methods.base import Evidence, Method, select
-from prunecli.methods.widths import Restrict, excluding
+from prunecli.methods.widths import excluding
 from prunecli.model import Model
-from prunecli.pipeline.evaluation import real_example
+from prunecli.pipeline.evaluation import evidence_of, real_example
 from prunecli.pipeline.limits import Limit, Solution, Stage, confirmed, limit_for
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Budget, Recipe
@@ -35,11 +35,10 @@ from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.expand import expand
 from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.plan import repair
-from prunecli.surgery.probe import settle, survey
+from prunecli.surgery.probe import Restrict, settle, survey
 from prunecli.surgery.strip import Stripped, strip
 from prunecli.surgery.verify import random_example, verify
 from prunecli.train.data import Data
-from prunecli.train.split import Drawn
 
 
 @dataclass(frozen=True)
@@ -130,12 +129,10 @@ class _Case:
 
     def evidence(self, module: nn.Module) -> Evidence:
         """What the method may look at, with the model as it is now."""
-        home = torch.zeros((), dtype=self.dtype)
-        batches = None if self.data is None else Drawn(self.data.train, self.recipe.seed, home).labelled
         fit = None
         if self.training is not None:  # in its own dtype
             fit = self.training.keeping_zeros(restore_dtypes(copied(module), self.opened.module))
-        return Evidence(module, self.example, self.recipe.seed, batches, fit)
+        return evidence_of(module, self.example, self.recipe.seed, self.data, fit)
 
     @property
     def exclude(self) -> Restrict:
@@ -176,9 +173,7 @@ def _sparsity(case: _Case) -> float:
 def _reached(case: _Case, stripped: Stripped) -> BudgetFacts:
     """What the stripped model costs."""
     channels = trace(stripped.module, case.example)
-    limit = limit_for(
-        Stage(case.reference, case.opened, stripped.module, case.example, channels, stripped.journal, case.recipe)
-    )
+    limit = case.limit(stripped, channels)
     return limit.facts(limit.cost(np.ones(channels.count, dtype=np.bool_)))
 
 

@@ -73,7 +73,7 @@ def kept(model: Model) -> dict[str, NDArray[np.uint64]]:
     return found
 
 
-def kept_shares(model: Model, whole: Model) -> dict[str, float]:
+def shares_left(model: Model, whole: Model) -> dict[str, float]:
     """The share of each weight with two or more dims that is neither zero nor gone."""
     sizes = {model.journal.name_of(n): p.numel() for n, p in whole.module.named_parameters() if p.ndim > 1}
     left = {n: int(torch.count_nonzero(p)) for n, p in model.module.named_parameters() if p.ndim > 1}

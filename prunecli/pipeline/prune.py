@@ -14,13 +14,13 @@ from prunecli.model import DEFAULT, Model, Opening, open_model
 from prunecli.pipeline.container import Provenance, identity, parent_digest, save
 from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
 from prunecli.pipeline.figures import figures, source_bytes
-from prunecli.pipeline.overlap import kept_shares, overlap, write_layers
+from prunecli.pipeline.overlap import overlap, shares_left, write_layers
 from prunecli.pipeline.steps import Steps, Way
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe
 from prunecli.train.data import Data
+from prunecli.train.linear_probe import linear_probe
 from prunecli.train.loop import Report, ignore
-from prunecli.train.probe import linear_probe
 from prunecli.units import human, percent
 
 TOLERANCE = 0.01  # by which a trained budget may be missed
@@ -95,7 +95,7 @@ def _insist_on_budget(budget: BudgetFacts | None, output: Path | None) -> None:
 def _with_extras(way: Way, recipe: Recipe, opened: Model, images: Data | None) -> Way:
     """The figures that `report` in the recipe asks for."""
     asked, found, layers = recipe.report, dict(way.outcomes), {n: dict(f) for n, f in way.by_layer.items()}
-    for name, share in kept_shares(way.model, opened).items():
+    for name, share in shares_left(way.model, opened).items():
         layers[name] = {"keep": share, **layers.get(name, {})}
     if asked.overlap_with is not None:
         shared = overlap(way.model, open_model(asked.overlap_with, Opening()), opened)

@@ -15,7 +15,7 @@ from prunecli.facts import Figures
 from prunecli.methods.base import Evidence, Method
 from prunecli.methods.hook import Hook
 from prunecli.model import Model
-from prunecli.pipeline.evaluation import flops_taken, known_accuracy
+from prunecli.pipeline.evaluation import evidence_of, flops_taken, known_accuracy
 from prunecli.pipeline.figures import figures, tensor_bytes
 from prunecli.pipeline.operate import Operated, operate, prunable, restore_dtypes
 from prunecli.pipeline.training import Training
@@ -93,11 +93,8 @@ class Steps:
 
     def _evidence(self, model: Model) -> Evidence:
         """What the method may look at before and after all steps."""
-        batches = None
-        if self.images is not None:
-            batches = Drawn(self.images.train, self.recipe.seed, torch.zeros((), dtype=model.dtype)).labelled
         fit = None if self.training is None else self.training.keeping_zeros(model.module)
-        return Evidence(model.module, model.example, self.recipe.seed, batches, fit)
+        return evidence_of(model.module, model.example, self.recipe.seed, self.images, fit)
 
     def _replaced(self, model: Model, module: nn.Module | None) -> Model:
         return model if module is None else replace(model, module=module)

@@ -55,9 +55,10 @@ class Training:
         if self.data is None:
             raise InputError("training needs images, but no data is given", hint="data: in the recipe, or --data")
         path = self._state(self._done)
-        if (self.resume or restarted()) and path.exists():
+        resume = self.resume or restarted()
+        if resume and path.exists():
             self.notes = ["continued from a saved state"]
-        saver = Saver(path, f"{self.identity} {self._done}", self.resume or restarted(), settings.save_seconds)
+        saver = Saver(path, f"{self.identity} {self._done}", resume, settings.save_seconds)
         self._done += 1
         return self._trainer(settings, hooks, saver).fit(module)
 

@@ -16,16 +16,11 @@ def logits(output: object) -> Tensor:
     return output_tensors(output)[0]
 
 
-def in_batches(indices: Tensor, size: int) -> list[Tensor]:
-    """Consecutive pieces of at most `size` indices."""
-    return list(indices.split(size))
-
-
 def accuracy(module: nn.Module, split: Split, indices: Tensor | None = None) -> float:
     """Top-1 accuracy in [0, 1], in eval mode, on the device and in the dtype of the parameters."""
     home = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     indices = torch.arange(len(split)) if indices is None else indices
-    batches = in_batches(indices, BATCH)
+    batches = list(indices.split(BATCH))
     training = module.training
     module.eval()
     right = 0

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class Tick:
 
 
 Report = Callable[[Tick], None]
+Value = TypeVar("Value")
 
 
 def ignore(tick: Tick) -> None:
@@ -200,7 +201,7 @@ class Trainer:
             course = self._course(student)
             for hook in self.hooks:
                 hook.attach(student, course)
-            predictions = {name: value for hook in self.hooks for name, value in hook.predictions().items()}
+            predictions = _merged(hook.predictions() for hook in self.hooks)
             run = self._started(student, course.example)
             saved = self.saver.load() if self.saver else None
             if saved is not None:
@@ -217,12 +218,12 @@ class Trainer:
             if any(hook.settles for hook in self.hooks):
                 seen = Drawn(self.data.train, self.seed, next(result.parameters()), self.settings.augment)
                 result = recalibrate(result, lambda: seen.images(CALIBRATION))
-            outcomes = {name: value for hook in self.hooks for name, value in hook.outcomes().items()}
+            outcomes = _merged(hook.outcomes() for hook in self.hooks)
         finished = result.to("cpu").to(memory_format=torch.contiguous_format).eval()
         learned = {name: p.requires_grad for name, p in module.named_parameters()}
         for name, parameter in finished.named_parameters():  # hooks freeze what stays
             parameter.requires_grad_(learned.get(name, True))
-        by_layer = {name: facts for hook in self.hooks for name, facts in hook.by_layer().items()}
+        by_layer = _merged(hook.by_layer() for hook in self.hooks)
         return Fit(finished, run.accuracies, predictions, outcomes, by_layer)
 
     def _started(self, student: nn.Module, example: Example) -> _Run:
@@ -263,7 +264,7 @@ class Trainer:
                     _validate(run, self.data, order.held_out)
                 known = run.accuracies[-1] if run.accuracies else None
                 speed = seen / (time.monotonic() - started)
-                own = {name: value for hook in run.hooks for name, value in hook.figures().items()}
+                own = _merged(hook.figures() for hook in run.hooks)
                 done = (epoch, settings.epochs, run.step, order.steps)
                 self.report(Tick(*done, loss, speed, known, finished, own, expected))
                 if self.saver and time.monotonic() - saved_at >= self.saver.seconds:
@@ -286,6 +287,11 @@ class Trainer:
                 _Part(Batch(images, part.indices), partial(task, images, part.indices), part.weight)
                 for part, images in zip(parts, ready, strict=True)
             ]
+
+
+def _merged(said: Iterable[Mapping[str, Value]]) -> dict[str, Value]:
+    """What all hooks say, as one."""
+    return {name: value for each in said for name, value in each.items()}
 
 
 @dataclass(frozen=True)
