@@ -13,6 +13,7 @@ import torch
 from courses import course
 from hypothesis import given
 from hypothesis import strategies as st
+from interruptions import continued
 from randomise import randomise
 from tampering import tampered
 from torch import Tensor, nn
@@ -35,7 +36,6 @@ from prunecli.surgery import gates
 from prunecli.surgery.gates import candidates, gates_of, install
 from prunecli.train.data import open_data
 from prunecli.train.loop import Trainer
-from prunecli.train.state import Saver
 
 STEPS = [step / 20 for step in range(1, 21)]
 MAXIMA = (5.5, 7.9, 0.3, 8.6, 2.2, 3.1, 0.9)
@@ -261,18 +261,8 @@ def test_resumed_and_uninterrupted_runs_agree_bit_for_bit(tmp_path: Path) -> Non
         hook = Gating(FireTogether(name="ftwt", images=128), 0.6)
         return Trainer(data, settings, hooks=[hook], **options).fit(net()).module.state_dict()  # type: ignore[arg-type]
 
-    class Stopped(Exception):
-        pass
-
     for moment in (5, 9):  # while the heads learn, and after
-
-        def stop(tick: object, moment: int = moment) -> None:
-            if tick.step == moment:  # type: ignore[attr-defined]
-                raise Stopped
-
-        with pytest.raises(Stopped):
-            run(saver=Saver(tmp_path / "state", "it", seconds=0), report=stop)
-        resumed = run(saver=Saver(tmp_path / "state", "it", resume=True, seconds=1e9))
+        resumed = continued(run, tmp_path, moment)
         assert all(torch.equal(tensor, resumed[name]) for name, tensor in run().items())
 
 
@@ -393,10 +383,8 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 def test_lying_journals_are_refused(lie: str, pruned: tuple[Path, object], tmp_path: Path) -> None:
     path, _ = pruned
-    copied = tmp_path / "gated.safetensors"
-    copied.write_bytes(path.read_bytes())
     with pytest.raises(InputError):
-        open_model(str(tampered(copied, LIES[lie])), Opening())
+        open_model(str(tampered(path, LIES[lie], tmp_path)), Opening())
 
 
 @pytest.mark.parametrize("gate", [Gate("fc", ""), Gate("nowhere", ""), Gate("conv", "fc"), Gate("conv", "", ("fc",))])

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from courses import course
+from interruptions import continued
 from torch import Tensor, nn
 
 import prunecli
@@ -16,7 +17,6 @@ from prunecli.recipe.load import validate
 from prunecli.recipe.schema import Train
 from prunecli.train.data import open_data
 from prunecli.train.loop import Trainer
-from prunecli.train.state import Saver
 
 START = [0.5, -0.02, 0.0, 0.001]
 GRADIENTS = ([1, -1, 0.5, 0], [0.2, 0.1, -0.3, 0], [-0.4, 0.3, 0.1, 0.2])
@@ -166,16 +166,7 @@ def test_resumed_and_uninterrupted_runs_agree_bit_for_bit(tmp_path: Path) -> Non
         fit = Trainer(data, settings, hooks=[hook], **options).fit(net())  # type: ignore[arg-type]
         return fit.module.state_dict(), dict(fit.outcomes)
 
-    class Stopped(Exception):
-        pass
-
-    def stop(tick: object) -> None:
-        if tick.step == 6:  # type: ignore[attr-defined]
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        run(saver=Saver(tmp_path / "state", "it", seconds=0), report=stop)
-    resumed, found = run(saver=Saver(tmp_path / "state", "it", resume=True, seconds=1e9))
+    resumed, found = continued(run, tmp_path, 6)
     whole, expected = run()
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
     assert found == expected

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from courses import course
+from interruptions import continued
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -19,7 +20,6 @@ from prunecli.recipe.load import validate
 from prunecli.recipe.schema import Budget, Train
 from prunecli.train.data import open_data
 from prunecli.train.loop import Trainer
-from prunecli.train.state import Saver
 
 DRAWS = 200_000
 
@@ -153,16 +153,7 @@ def test_resumed_and_uninterrupted_runs_agree_bit_for_bit(name: str, hook: objec
         hook = dict(hooks())[name]
         return Trainer(data, settings, hooks=[hook], **options).fit(net()).module.state_dict()  # type: ignore[arg-type, list-item]
 
-    class Stopped(Exception):
-        pass
-
-    def stop(tick: object) -> None:
-        if tick.step == 6:  # type: ignore[attr-defined]
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        run(saver=Saver(tmp_path / "state", "it", seconds=0), report=stop)
-    resumed = run(saver=Saver(tmp_path / "state", "it", resume=True, seconds=1e9))
+    resumed = continued(run, tmp_path, 6)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in run().items())
 
 

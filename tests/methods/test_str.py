@@ -11,6 +11,7 @@ import torch
 from courses import course
 from hypothesis import given
 from hypothesis import strategies as st
+from interruptions import continued
 from randomise import randomise
 from torch import nn
 from torch.nn.utils import parametrize
@@ -27,7 +28,6 @@ from prunecli.recipe.schema import Budget, Train
 from prunecli.train.data import open_data
 from prunecli.train.loop import Trainer
 from prunecli.train.schedule import learning_rate
-from prunecli.train.state import Saver
 
 WEIGHT = torch.tensor([[-0.5, 0.02, 0.0], [0.3, -0.1, 1.2]], dtype=torch.float64, requires_grad=True)
 UPSTREAM = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64)
@@ -104,17 +104,7 @@ def test_resumed_and_uninterrupted_runs_agree_bit_for_bit(tmp_path: Path) -> Non
         hook = Thresholds(NAMES, 0.8, -6.0, 0.75)
         return Trainer(data, settings, hooks=[hook], **options).fit(net()).module.state_dict()  # type: ignore[arg-type]
 
-    class Stopped(Exception):
-        pass
-
-    def stop(tick: object) -> None:
-        if tick.step == 6:  # type: ignore[attr-defined]
-            raise Stopped
-
-    path = tmp_path / "state"
-    with pytest.raises(Stopped):
-        run(saver=Saver(path, "it", seconds=0), report=stop)
-    resumed = run(saver=Saver(path, "it", resume=True, seconds=1e9))
+    resumed = continued(run, tmp_path, 6)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in run().items())
 
 

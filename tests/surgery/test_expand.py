@@ -162,7 +162,7 @@ LIES = {
 def test_lying_journals_are_refused(lie: str, tmp_path: Path) -> None:
     output, _ = written(tmp_path, expand="always")
     with pytest.raises(InputError):
-        open_model(str(tampered(output, LIES[lie])), Opening())
+        open_model(str(tampered(output, LIES[lie], tmp_path)), Opening())
 
 
 def test_journals_with_expansions_survive_json() -> None:
