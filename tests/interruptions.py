@@ -10,13 +10,13 @@ import pytest
 from prunecli.train.loop import Tick
 from prunecli.train.state import Saver
 
-Result = TypeVar("Result", covariant=True)
+Result_co = TypeVar("Result_co", covariant=True)
 
 
-class Run(Protocol[Result]):
+class Run(Protocol[Result_co]):
     """Trains with some more fields of a `Trainer`."""
 
-    def __call__(self, **options: object) -> Result:
+    def __call__(self, **options: object) -> Result_co:
         """What the run is judged by."""
 
 
@@ -24,7 +24,7 @@ class Stopped(Exception):
     pass
 
 
-def continued(run: Run[Result], folder: Path, step: int) -> Result:
+def continued(run: Run[Result_co], folder: Path, step: int) -> Result_co:
     """Stop a run after a step, whose state is saved, and let another one go on from there."""
 
     def stop(tick: Tick) -> None:
