@@ -43,6 +43,7 @@ def channels(title: str, train: Row, extra: Row | None = None, **method: Any) ->
 
 
 ROWS: dict[str, Row] = {
+    "dense twin of grda": {"method": {"name": "none"}, "train": PLAIN},
     **weights("random", SGD, name="random"),
     **weights("magnitude", SGD, name="magnitude"),
     **weights("gradual magnitude", SGD, {"iterative": {"schedule": "cubic"}}, name="magnitude"),
@@ -62,10 +63,10 @@ ROWS: dict[str, Row] = {
 
 def recipe(row: Row, data: str, epochs: int) -> Row:
     """The whole recipe of a row."""
-    budget = dict(row["budget"])
-    if "iterative" in budget:  # as many steps as there are epochs to train after each
-        budget["iterative"] = {**budget["iterative"], "steps": max(2, epochs)}
-    fields = {**row, "version": 1, "data": data, "budget": budget}
+    fields = {**row, "version": 1, "data": data}
+    if "iterative" in row.get("budget", {}):  # as many steps as there are epochs to train after each
+        iterative = {**row["budget"]["iterative"], "steps": max(2, epochs)}
+        fields["budget"] = {**row["budget"], "iterative": iterative}
     return {**fields, "train": {"batch_size": 128, **row["train"], "epochs": epochs}}
 
 
@@ -92,9 +93,10 @@ def table(results: list[Row]) -> str:
             lines.append(f"| {found['row']} | {found.get('error', {}).get('problem', 'failed')} |")
             continue
         before, after, budget = found["before"], found["after"], found["budget"]
+        asked = f"{budget['unit']} {budget['asked']:.1%} | {budget['met']:.2%}" if budget else "- | -"
         shares = " | ".join(f"{after[k] / before[k]:.1%}" for k in ("params", "nonzero", "flops", "bytes"))
         lines.append(
-            f"| {found['row']} | {budget['unit']} {budget['asked']:.1%} | {budget['met']:.2%} | {shares} "
+            f"| {found['row']} | {asked} | {shares} "
             f"| {before['accuracy']:.2%} | {after['accuracy']:.2%} | {found['seconds'] / 60:.1f} |"
         )
     return "\n".join(lines)

@@ -263,12 +263,11 @@ def _group(slots: tuple[Slot, ...], frozen: Bools, reasons: dict[int, str]) -> t
     hidden[[channel for channel, reason in reasons.items() if reason == NOT_A_CHANNEL]] = True
     hidden &= np.diff(by_channel.indptr) == 1  # a kernel's dim; one that is shared is somebody's channels after all
     members = np.flatnonzero((np.diff(by_channel.indptr) > 0) & ~hidden)
-    # a random number for each slot: their sum (mod 2^64) stands for the set of slots
+    # a random number for each slot: their sum (mod 2^63) stands for the set of slots
     numbers = np.random.default_rng(0).integers(0, 2**63, len(slots), dtype=np.int64)
-    keys = np.stack([(by_channel @ numbers)[members], frozen[members]], axis=1)
-    _, which = np.unique(keys, axis=0, return_inverse=True)
-    order = np.argsort(which.reshape(-1), kind="stable")
-    together = np.split(members[order], np.flatnonzero(np.diff(which.reshape(-1)[order])) + 1) if len(members) else []
+    keys = (by_channel @ numbers)[members] * 2 + frozen[members]
+    order = np.argsort(keys, kind="stable")
+    together = np.split(members[order], np.flatnonzero(np.diff(keys[order])) + 1) if len(members) else []
     starts = by_channel.indptr
     placed = [(tuple(by_channel.indices[starts[c[0]] : starts[c[0] + 1]].tolist()), c) for c in together]
     names: dict[str, int] = {}

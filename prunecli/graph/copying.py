@@ -35,7 +35,8 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
         return copy.deepcopy(module, memo)
     twin = kind.__new__(kind)
     memo[id(module)] = twin
-    twin.__setstate__({name: _value(value, memo) for name, value in state.items()})  # type: ignore[no-untyped-call]
+    values = {name: v if type(v) in _ATOMS else _value(v, memo) for name, v in state.items()}
+    twin.__setstate__(values)  # type: ignore[no-untyped-call]
     return twin
 
 
@@ -70,15 +71,15 @@ def _inherited(kind: Any) -> set[str]:
 def _value(value: Any, memo: Memo) -> Any:
     """The copy of one attribute."""
     kind = type(value)
-    if kind in _ATOMS:
-        return value
+    if kind in _CONTAINERS and not value:
+        return kind()
     known = memo.get(id(value))
     if known is not None:
         return known
+    if kind in _ATOMS:
+        return value
     if isinstance(value, nn.Module):
         return copied(value, memo)
-    if kind in _CONTAINERS and not value:
-        return kind()
     if kind is tuple and all(type(item) in _ATOMS for item in value):
         return value
     if kind is dict:

@@ -7,7 +7,7 @@ that cannot be followed is frozen, with its reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -117,6 +117,7 @@ class Book:
     reads: list[Read] = field(default_factory=list)
     pads: list[Pad] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)  # ops without a rule, and how often
+    routes: dict[Hashable, list[Route]] = field(default_factory=dict)  # of layout ops; many are alike
 
     def splits_off_heads(self, module: str, count: int) -> bool:
         """Whether a view into `count` parts in this module makes heads that go as a whole."""
@@ -185,25 +186,47 @@ def compact(ids: Tensor, axis: int) -> Label:
     return Label(ids, axis)
 
 
-def transport(label: Label, shape: tuple[int, ...], run: Callable[[Tensor], Tensor]) -> tuple[Label, list[int]] | None:
-    """Send a label through a layout op by running the op itself on positions.
+@dataclass(frozen=True)
+class Route:
+    """Where a layout op takes the positions of a label.
 
-    Returns:
-        The label, and the dims that hold its axis now: none where it has gone (a ``select`` of one channel), several
-        where the op splits it. The label's axis is the last of them.
+    Attributes:
+        positions: for each position of the op's result, the position in the label's ids that came there.
+        axes: dims of the result along which the place on the label's axis changes.
     """
-    positions = torch.arange(label.ids.numel()).reshape(label.ids.shape).expand(shape)
-    moved = run(positions)
+
+    positions: Tensor
+    axes: tuple[int, ...]
+
+
+def route(label: Label, shape: tuple[int, ...], run: Callable[[Tensor], Tensor]) -> Route:
+    """Run a layout op on the positions of a label; it depends on the label's shape and axis alone.
+
+    Args:
+        label: of the op's argument.
+        shape: of that argument.
+        run: the op.
+    """
+    moved = run(torch.arange(label.ids.numel()).reshape(label.ids.shape).expand(shape))
     for dim in range(moved.ndim):
         if moved.stride(dim) == 0:
             moved = moved.narrow(dim, 0, 1)
     inner = math.prod(label.ids.shape[label.axis + 1 :])
     along = (moved // inner) % label.ids.shape[label.axis]
-    axes = [d for d in range(along.ndim) if _varies(along, d)]
-    if not axes:
+    return Route(moved, tuple(d for d in range(along.ndim) if _varies(along, d)))
+
+
+def transport(label: Label, path: Route) -> tuple[Label, list[int]] | None:
+    """Send a label through a layout op.
+
+    Returns:
+        The label, and the dims that hold its axis now: none where it has gone (a ``select`` of one channel), several
+        where the op splits it. The label's axis is the last of them.
+    """
+    if not path.axes:
         return None
-    ids = label.ids.reshape(-1)[moved]
-    axes = [d for d in axes if _varies(ids, d)] or axes  # along copies of a batch, or within a head, nothing changes
+    ids = label.ids.reshape(-1)[path.positions]
+    axes = [d for d in path.axes if _varies(ids, d)] or list(path.axes)  # copies of a batch, or of a head, are one
     return Label(ids, axes[-1]), axes
 
 

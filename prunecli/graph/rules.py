@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunecli.graph.labels import Book, Label, Labels, Mixed, Pad, Read, Split, compact, transport
+from prunecli.graph.labels import Book, Label, Labels, Mixed, Pad, Read, Route, Split, compact, route, transport
 from prunecli.graph.tape import Op, Ref, Tape, flatten
 
 NOT_A_CHANNEL = "not a channel dim"  # kernel and position dims
@@ -214,10 +214,7 @@ def layout(call: Call, book: Book) -> list[Labels]:
 def _transport(call: Call, book: Book, label: Label, results: list[list[Label]]) -> None:
     source = call.ref(0)
     assert source is not None
-    found = [
-        transport(label, call.shape(source), lambda p, i=i: call.run({source.index: p})[i])  # type: ignore[misc]
-        for i in range(len(results))
-    ]
+    found = [transport(label, path) for path in _routes(call, book, label, source)]
     moved = [None if m is None else _split(call, book, *m) for m in found]
     kept = [m for m in moved if m is not None]
     if len(kept) < len(moved):
@@ -232,6 +229,18 @@ def _transport(call: Call, book: Book, label: Label, results: list[list[Label]])
             book.freeze((part,), f"channels are rolled at {call.op.where}")
         result.append(part)
     return None
+
+
+def _routes(call: Call, book: Book, label: Label, source: Ref) -> list[Route]:
+    """Where each output of a layout op takes a label; found once for all calls that are alike."""
+    settings = repr((call.op.args[1:], call.op.kwargs))
+    key = (call.op.func, settings, call.shape(source), label.ids.shape, label.axis)
+    if key not in book.routes:
+        book.routes[key] = [
+            route(label, call.shape(source), lambda p, i=i: call.run({source.index: p})[i])  # type: ignore[misc]
+            for i in range(len(call.op.outputs))
+        ]
+    return book.routes[key]
 
 
 def _split(call: Call, book: Book, label: Label, axes: list[int]) -> Label:
@@ -650,7 +659,8 @@ def index(call: Call, book: Book) -> list[Labels]:
             book.freeze((label,), f"indexed at {call.op.where}")
             continue
         zeros = [None if s is None else torch.zeros(s, dtype=torch.int64) for s in shapes]
-        moved = transport(label, call.shape(source), lambda p, z=zeros: torch.ops.aten.index(p, z))  # type: ignore[misc]
+        path = route(label, call.shape(source), lambda p, z=zeros: torch.ops.aten.index(p, z))  # type: ignore[misc]
+        moved = transport(label, path)
         if moved is None or len(call.out_shapes[0]) != moved[0].ids.ndim:
             book.freeze((label,), f"indexed at {call.op.where}")
         else:

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from prunecli.checkpoint.journal import Journal
 from prunecli.graph.channels import Bools, Channels
 from prunecli.graph.copying import copied, like
+from prunecli.graph.garbage import uncollected
 from prunecli.graph.tape import named_tensors
 from prunecli.surgery.attention import allow_fewer_heads
 from prunecli.surgery.fix import Edits, edits, head_edits
 from prunecli.surgery.select import selecting
 
 
+@uncollected()
 def cut(
     module: nn.Module,
     channels: Channels,
@@ -89,10 +91,11 @@ def _head_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[s
     """New sizes for the modules that split channels into heads."""
     changed: dict[str, Edits] = {}
     for split in channels.splits:
-        kept = ~removed[np.unique(channels.of(split.ids), axis=0)]  # a batch repeats its heads
+        heads = {row.tobytes(): row for row in channels.of(split.ids)}  # a batch repeats them
+        kept = ~removed[np.stack(list(heads.values()))]
         if not kept.all():
-            heads = kept.any(axis=1)
-            after = int(heads.sum()), int(kept[heads].sum(axis=1).max(initial=0))
+            left = kept.any(axis=1)
+            after = int(left.sum()), int(kept[left].sum(axis=1).max(initial=0))
             changed.setdefault(split.module, {}).update(
                 head_edits(module.get_submodule(split.module), (kept.shape[0], kept.shape[1]), after)
             )

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Group, components, trace, walk
+from prunecli.graph.garbage import uncollected
 from prunecli.graph.labels import Book
 from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, record_private
 from prunecli.surgery.apply import cut
@@ -80,6 +81,7 @@ def _numbers(op: Op) -> list[float]:
     return [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
 
 
+@uncollected()
 def survey(
     module: nn.Module,
     example: Example,
@@ -101,15 +103,17 @@ def survey(
     def find(whole: Mapping[str, frozenset[int]]) -> Channels:
         return settle(module, example, restrict(trace(module, example, whole, through_norms=through_norms)))
 
-    channels = find({})
+    # torch's own attention derives its scale from the width of a head, so that no trial of narrower ones can succeed
+    whole = {p: head_numbers(m) for p, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    channels = find(whole)
     stuck = {
         s.module: head_numbers(module.get_submodule(s.module))
         for s in channels.splits
-        if channels.frozen[channels.of(s.ids)].all()
+        if s.module not in whole and channels.frozen[channels.of(s.ids)].all()
     }
     if not stuck:
         return channels
-    again = find(stuck)
+    again = find(whole | stuck)
     return again if _free(again) > _free(channels) else channels
 
 
