@@ -56,11 +56,13 @@ class Hook:
             takes the last ones.
         settles: whether batch norm takes the statistics of the finished network, which is not the one it has seen.
         validates: whether what the model answers in training is a class.
+        shards: whether it works where each process holds only a part of every weight.
     """
 
     keeps_best = True
     settles = False
     validates = True
+    shards = False
 
     def attach(self, module: nn.Module, course: Course) -> None:
         """Called once, before the optimizer is made: wrap parameters, freeze what stays."""

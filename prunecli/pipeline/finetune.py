@@ -17,7 +17,8 @@ from prunecli.pipeline.figures import figures, source_bytes
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe, Train
 from prunecli.train.evaluate import accuracy
-from prunecli.train.loop import KeepZeros, Report, ignore
+from prunecli.train.loop import Report, ignore
+from prunecli.train.zeros import KeepZeros
 
 
 def finetune(

@@ -23,8 +23,8 @@ from prunecli.recipe.schema import Recipe, Train
 from prunecli.surgery.expand import collapsed
 from prunecli.surgery.recover import recalibrate, refit
 from prunecli.train.data import Data
-from prunecli.train.loop import KeepZeros
 from prunecli.train.split import Drawn
+from prunecli.train.zeros import KeepZeros
 
 
 @dataclass(frozen=True)

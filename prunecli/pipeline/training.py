@@ -13,8 +13,9 @@ from prunecli.methods.hook import Hook
 from prunecli.ranks import restarted
 from prunecli.recipe.schema import Train
 from prunecli.train.data import Data
-from prunecli.train.loop import Fit, KeepZeros, Report, Trainer
+from prunecli.train.loop import Fit, Report, Trainer
 from prunecli.train.state import Saver
+from prunecli.train.zeros import KeepZeros
 
 
 @dataclass

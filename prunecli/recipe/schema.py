@@ -143,8 +143,16 @@ class Train(Closed):
     device: str = "auto"
     bf16: bool = False
     compile: bool = False
+    shard: bool = Field(False, description="under torchrun, each process holds a part of each weight (FSDP2)")
     channels_last: bool = False
     save_seconds: float = Field(60.0, ge=0, description="how often a resumable state is written")
+
+    @model_validator(mode="after")
+    def _sharded(self) -> Train:
+        for other in ("ema", "channels_last"):
+            if self.shard and getattr(self, other):
+                raise ValueError(f"shard does not go together with {other}")
+        return self
 
 
 def _off(value: Any) -> Any:

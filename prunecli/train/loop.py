@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.device import usable
-from prunecli.errors import OutcomeError
+from prunecli.errors import InputError, OutcomeError
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, record
 from prunecli.methods.hook import Batch, Course, Hook
@@ -33,6 +33,7 @@ from prunecli.train.loss import Loss
 from prunecli.train.order import Order
 from prunecli.train.parallel import own_device, share, synchronised, together, total
 from prunecli.train.schedule import learning_rate
+from prunecli.train.sharding import gathered, is_sharded, load, load_optimizer, shard, sum_gradients, whole
 from prunecli.train.split import Drawn
 from prunecli.train.state import Saver
 
@@ -64,32 +65,6 @@ Value = TypeVar("Value")
 
 def ignore(tick: Tick) -> None:
     """Report to nobody."""
-
-
-class KeepZeros(Hook):
-    """Weights that are zero at the start stay zero."""
-
-    def __init__(self, module: nn.Module) -> None:
-        zeros = {name: p == 0 for name, p in module.named_parameters() if p.ndim > 1}
-        self._zeros = {name: zero for name, zero in zeros.items() if bool(zero.any())}
-
-    def after_step(self, module: nn.Module, step: int) -> None:
-        """Put the zeros back."""
-        del step
-        parameters = dict(module.named_parameters())
-        with torch.no_grad():
-            for name, zero in self._zeros.items():
-                if parameters[name].shape != zero.shape:  # another layer stands in its place for a while
-                    continue
-                parameters[name].masked_fill_(zero.to(parameters[name].device), 0)
-
-    def state(self) -> dict[str, Any]:
-        """The masks, since later weights may be zero by accident."""
-        return dict(self._zeros)
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        self._zeros = dict(state)
 
 
 @dataclass(frozen=True)
@@ -135,13 +110,14 @@ class _Run:
 
     def quiet(self, more: bool) -> AbstractContextManager[None]:
         """Gradients are averaged over processes with the last part of a step only."""
+        sum_gradients(self.module, not more)
         parallel = more and isinstance(self.forward, nn.parallel.DistributedDataParallel)
         return self.forward.no_sync() if parallel else nullcontext()  # type: ignore[attr-defined]
 
     def state(self) -> dict[str, Any]:
         return {
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "module": whole(self.module.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
             "average": None if self.average is None else self.average.state_dict(),
             "hooks": [hook.state() for hook in self.hooks],
             "step": self.step,
@@ -151,8 +127,8 @@ class _Run:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load(self.module, state["module"])
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         for hook, saved in zip(self.hooks, state["hooks"], strict=True):
@@ -193,7 +169,11 @@ class Trainer:
             OutcomeError: the training diverged.
         """
         device, layout = _device(self.settings.device), _layout(self.settings)
-        student = copied(module).to(device).to(memory_format=layout)
+        if self.settings.shard and not all(hook.shards for hook in self.hooks):
+            raise InputError("train.shard: this method needs whole weights in every process", hint="leave it out")
+        student = copied(module)
+        if not self._sharded:  # sharding itself brings a model to the device, block by block
+            student = student.to(device).to(memory_format=layout)
         teacher = None if self.teacher is None else copied(self.teacher).eval().to(device)
         together(device)
         with torch.random.fork_rng(devices=[]):
@@ -202,7 +182,7 @@ class Trainer:
             for hook in self.hooks:
                 hook.attach(student, course)
             predictions = _merged(hook.predictions() for hook in self.hooks)
-            run = self._started(student, course.example)
+            run = self._started(student, course.example, device)
             saved = self.saver.load() if self.saver else None
             if saved is not None:
                 run.restore(saved)
@@ -210,7 +190,7 @@ class Trainer:
                 self._train(run, Loss(self.settings, teacher), {**self.expected, **predictions})
             if self.saver is not None:
                 self.saver.save(run.state())
-            result = run.result
+            result = gathered(run.result, module)
             if run.keeps_best and run.best is not None:
                 result.load_state_dict(run.best)
             for hook in self.hooks:
@@ -226,8 +206,14 @@ class Trainer:
         by_layer = _merged(hook.by_layer() for hook in self.hooks)
         return Fit(finished, run.accuracies, predictions, outcomes, by_layer)
 
-    def _started(self, student: nn.Module, example: Example) -> _Run:
+    @property
+    def _sharded(self) -> bool:
+        return self.settings.shard and world() > 1
+
+    def _started(self, student: nn.Module, example: Example, device: torch.device) -> _Run:
         settings = self.settings
+        if self._sharded:
+            shard(student, device)
         forward, optimizer = _forward(student, settings, example), _optimizer(student, settings, self.hooks)
         return _Run(student, forward, optimizer, _average(student, settings), self.hooks, settings.bf16)
 
@@ -267,9 +253,13 @@ class Trainer:
                 own = _merged(hook.figures() for hook in run.hooks)
                 done = (epoch, settings.epochs, run.step, order.steps)
                 self.report(Tick(*done, loss, speed, known, finished, own, expected))
-                if self.saver and time.monotonic() - saved_at >= self.saver.seconds:
+                if self.saver and self._agreed(time.monotonic() - saved_at >= self.saver.seconds):
                     self.saver.save(run.state())
                     saved_at = time.monotonic()
+
+    def _agreed(self, due: bool) -> bool:
+        """What one process finds due, all must do together, where each holds a part of what is saved."""
+        return total(due) > 0 if self._sharded else due
 
     def _batches(self, run: _Run, epoch: int, position: int, loss_of: Loss) -> Iterator[list[_Part]]:
         """What each of the remaining steps of an epoch computes."""
@@ -336,10 +326,13 @@ def _loss(run: _Run, part: _Part) -> Tensor:
 
 def _validate(run: _Run, data: Data, held_out: Tensor) -> None:
     """Keep the weights where they are the best so far."""
-    mine = share(held_out)
-    now = total(accuracy(run.result, data.train, mine) * len(mine)) / len(held_out)
+    if is_sharded(run.module):  # a model in parts runs on all processes or on none: equally many batches for each
+        now = accuracy(run.result, data.train, held_out)
+    else:
+        mine = share(held_out)
+        now = total(accuracy(run.result, data.train, mine) * len(mine)) / len(held_out)
     if not run.accuracies or now >= max(run.accuracies):
-        run.best = {name: t.detach().cpu().clone() for name, t in run.result.state_dict().items()}
+        run.best = {name: t.detach().cpu().clone() for name, t in whole(run.result.state_dict()).items()}
     run.accuracies.append(now)
 
 
@@ -356,7 +349,7 @@ def _device(name: str) -> torch.device:
 def _forward(module: nn.Module, settings: Train, example: Example) -> Callable[[Tensor], Any]:
     """What is called in training: compiled where asked, gradients averaged over all processes."""
     called: Any = torch.compile(module) if settings.compile else module
-    if world() == 1:
+    if world() == 1 or is_sharded(module):
         return called  # type: ignore[no-any-return]
     learned = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
     unused = bool(learned - record(module, example, train=True).used_params())

@@ -22,9 +22,10 @@ from prunecli.methods.hook import Hook
 from prunecli.recipe.schema import Distill, Train
 from prunecli.train.data import open_data
 from prunecli.train.evaluate import accuracy
-from prunecli.train.loop import KeepZeros, Tick, Trainer
+from prunecli.train.loop import Tick, Trainer
 from prunecli.train.schedule import learning_rate
 from prunecli.train.state import Saver
+from prunecli.train.zeros import KeepZeros
 
 DATA = open_data("digits", (1, 8, 8), 10)
 

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import prunecli
+from prunecli.errors import InputError
+from prunecli.methods.hook import Hook
 from prunecli.ranks import world
 from prunecli.recipe.schema import Train
 from prunecli.train.data import open_data
@@ -20,16 +23,26 @@ from prunecli.train.loop import Trainer
 from prunecli.train.order import Order
 from prunecli.train.split import uniform
 
+ZEROS = "block1.conv1.weight"
 DIGITS = Path(__file__).parents[2] / "recipes" / "digits.safetensors"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 @pytest.fixture(scope="module")
 def double(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits network in float64."""
+    """The digits network in float64, with some zeros."""
     path = tmp_path_factory.mktemp("model") / "double.pt"
-    torch.save(prunecli.load(DIGITS).double().state_dict(), path)
+    state = prunecli.load(DIGITS).double().state_dict()
+    state[ZEROS][::2] = 0
+    torch.save(state, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def alone(double: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    """What one process makes of it."""
+    output = tmp_path_factory.mktemp("alone") / "one.safetensors"
+    return train(double, output, "--data", "digits", "--set", "train.batch_size=128")
 
 
 def train(
@@ -44,18 +57,20 @@ def train(
     return load_file(output)
 
 
-def test_two_processes_give_what_one_gives_with_the_doubled_batch(double: Path, tmp_path: Path) -> None:
-    """Shuffling, augmentation, gradients and batch norm are those of one process."""
-    one = train(double, tmp_path / "one.safetensors", "--data", "digits", "--set", "train.batch_size=128")
-    launcher = tuple(TORCHRUN)
-    two = train(
-        double, tmp_path / "two.safetensors", "--data", "digits", "--set", "train.batch_size=64", launcher=launcher
-    )
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_two_processes_give_what_one_gives_with_the_doubled_batch(
+    shard: str, double: Path, alone: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Shuffling, augmentation, gradients and batch norm are those of one process, and zeros stay."""
+    flags = ("--data", "digits", "--set", "train.batch_size=64", "--set", f"train.shard={shard}")
+    both = train(double, tmp_path / "two.safetensors", *flags, launcher=tuple(TORCHRUN))
     start = load_file(DIGITS)
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, atol=1e-10, rtol=0)
-    moved = max(float((tensor - start[name]).abs().max()) for name, tensor in one.items() if "weight" in name)
+    for name, tensor in alone.items():
+        torch.testing.assert_close(both[name], tensor, atol=1e-10, rtol=0)
+    moved = max(float((tensor - start[name]).abs().max()) for name, tensor in alone.items() if "weight" in name)
     assert moved > 1e-3
+    assert not both[ZEROS][::2].any()
+    assert both[ZEROS][1::2].all()
 
 
 SUICIDAL = """
@@ -83,7 +98,8 @@ def build():
 """
 
 
-def test_a_killed_process_is_restarted_and_nothing_is_lost(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_a_killed_process_is_restarted_and_nothing_is_lost(shard: str, tmp_path: Path) -> None:
     states = []
     for name in ("calm", "killed"):
         mark = tmp_path / f"{name}.mark"
@@ -92,13 +108,26 @@ def test_a_killed_process_is_restarted_and_nothing_is_lost(tmp_path: Path) -> No
         data = tmp_path / f"{name}.py"
         data.write_text(SUICIDAL.replace("{mark!r}", repr(str(mark))))
         launcher = (*TORCHRUN, "--max-restarts", "2")
-        flags = ["--data", f"{data}:build", "--set", "train.save_seconds=0", "--set", "train.batch_size=64"]
+        settings = ("train.save_seconds=0", "train.batch_size=64", f"train.shard={shard}")
+        flags = ["--data", f"{data}:build", *(part for text in settings for part in ("--set", text))]
         output = tmp_path / f"{name}.safetensors"
         states.append(train(DIGITS, output, *flags, launcher=launcher))
         assert mark.exists()
         assert not list(tmp_path.glob("*.resume"))
     calm, killed = states
     assert all(torch.equal(tensor, killed[name]) for name, tensor in calm.items())
+
+
+@pytest.mark.parametrize("other", ["ema", "channels_last"])
+def test_shards_do_not_go_together_with_everything(other: str) -> None:
+    with pytest.raises(ValidationError, match=f"shard does not go together with {other}"):
+        Train.model_validate({"shard": True, other: 0.9 if other == "ema" else True})
+
+
+def test_a_method_that_needs_whole_weights_refuses_shards() -> None:
+    trainer = Trainer(open_data("digits", (1, 8, 8), 10), Train(epochs=1, shard=True), hooks=[Hook()])
+    with pytest.raises(InputError, match="needs whole weights"):
+        trainer.fit(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
 
 
 def test_gradients_of_several_passes_are_one_step_of_their_images() -> None:
