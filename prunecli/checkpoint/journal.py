@@ -51,8 +51,8 @@ class Journal:
     """What was done to a freshly built module, in this order.
 
     Attributes:
-        gates, ranks: put in first, the latter by the path of a linear layer that became two; tensors and modules go by
-            the names that they have then.
+        gates, ranks: put in first, the latter by the name of a weight that became two factors; tensors and modules go
+            by the names that they have then.
         kept: indices by (tensor name, dim).
         attributes: integers by module path.
         expansions: by the path of the layer that fills in constants.
@@ -99,8 +99,10 @@ class Journal:
 
     def _place_of(self, tensor: str, dim: int) -> tuple[str, int]:
         owner, dot, attribute = tensor.rpartition(".")
-        if owner in self.ranks:
-            return f"{owner}.{0 if dim else 1}.{attribute}", dim
+        if tensor in self.ranks:
+            return factors_of(tensor)[0 if dim else 1], dim
+        if f"{owner}.weight" in self.ranks:
+            return f"{owner}.1.{attribute}", dim
         return f"{self._moved.get(owner, owner)}{dot}{attribute}", dim
 
     @property
@@ -117,7 +119,7 @@ class Journal:
             kept |= gate.head_kept(self.kept)
         attributes: dict[str, Mapping[str, int | list[int]]] = {}
         for path, values in self.attributes.items():
-            if path in later.ranks:
+            if f"{path}.weight" in later.ranks:
                 attributes |= _of_factors(path, values)
             else:
                 attributes[new._moved.get(path, path)] = values
@@ -159,6 +161,17 @@ class Journal:
             tuple(map(_gate, data.get("gates", []))),
             {path: _rank(rank) for path, rank in data.get("ranks", {}).items()},
         )
+
+
+def factors_of(weight: str) -> tuple[str, str]:
+    """What the factors of a weight are called, that which meets the input first: two linear layers, or a
+    parametrization of a recurrent one.
+    """
+    owner, _, attribute = weight.rpartition(".")
+    if attribute == "weight":
+        return f"{owner}.0.weight", f"{owner}.1.weight"
+    below = f"{owner}.parametrizations.{attribute}.original"
+    return f"{below}0", f"{below}1"
 
 
 def _of_factors(path: str, values: Mapping[str, int | list[int]]) -> dict[str, Mapping[str, int | list[int]]]:

@@ -24,7 +24,8 @@ def fvcore_flops(module: nn.Module, example: Example) -> int | None:
 def flops_by_op(module: nn.Module, example: Example) -> dict[str, int] | None:
     """FLOPs of each kind of op (conv, linear, batch_norm, ...) by fvcore, largest first; None where it cannot trace.
 
-    Attention, which fvcore leaves out, and every einsum of two operands are counted by handlers of our own.
+    Attention and recurrent layers, which fvcore leaves out, and every einsum of two operands are counted by handlers
+    of our own.
     """
     with _quiet(), _in_eval(module):
         from fvcore.nn import FlopCountAnalysis
@@ -65,7 +66,21 @@ def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
     return int(math.prod(extents.values()))
 
 
-HANDLERS = {"aten::scaled_dot_product_attention": _attention, "aten::baddbmm": _baddbmm, "aten::einsum": _einsum}
+def _recurrent(inputs: list[Any], outputs: list[Any]) -> int:
+    """Every matrix meets every step of every sequence once; the first argument is (steps, sequences, width)."""
+    del outputs
+    steps = math.prod(inputs[0].type().sizes()[:-1])
+    parameters = next(v for v in inputs[::-1] if v.node().kind() == "prim::ListConstruct")
+    shapes = [node.type().sizes() for node in parameters.node().inputs()]
+    return int(steps * sum(math.prod(shape) for shape in shapes if len(shape) == 2))
+
+
+HANDLERS = {
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::baddbmm": _baddbmm,
+    "aten::einsum": _einsum,
+    **{f"aten::{name}": _recurrent for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
+}
 
 
 @contextmanager

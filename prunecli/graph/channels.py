@@ -13,7 +13,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read, Split
+from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read, Split, along
 from prunecli.graph.rules import NOT_A_CHANNEL, Call, apply
 from prunecli.graph.tape import Example, Tape, named_tensors, record
 
@@ -141,9 +141,7 @@ def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> 
     known: dict[int, Labels] = {}
     for (name, dim), ids in slots.items():
         index = tape.params[name]
-        shape = [1] * len(tape.shapes[index])
-        shape[dim] = ids.numel()
-        known[index] = (*known.get(index, ()), Label(ids.reshape(shape), dim))
+        known[index] = (*known.get(index, ()), along(ids, dim, len(tape.shapes[index])))
     for op in tape.live_ops():
         outputs = apply(Call(op, tape, known), book)
         for index, labels in zip(op.outputs, outputs, strict=True):

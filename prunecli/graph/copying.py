@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from prunecli.graph.shapes import alike
 
@@ -30,13 +31,17 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
     if known is not None:
         return known  # type: ignore[no-any-return]
     kind = type(module)
-    state: Any = module.__getstate__() if _is_plain(kind) else None  # type: ignore[no-untyped-call, arg-type]
+    parametrized = parametrize.is_parametrized(module) and _is_plain(kind.__base__)
+    state: Any = vars(module) if parametrized else module.__getstate__() if _is_plain(kind) else None  # type: ignore[no-untyped-call, arg-type]
     if not isinstance(state, dict):
         return copy.deepcopy(module, memo)
     twin = kind.__new__(kind)
     memo[id(module)] = twin
     values = {name: v if type(v) in _ATOMS else _value(v, memo) for name, v in state.items()}
-    twin.__setstate__(values)  # type: ignore[no-untyped-call]
+    if parametrized:  # as torch copies them: their state may be no argument
+        vars(twin).update(values)
+    else:
+        twin.__setstate__(values)  # type: ignore[no-untyped-call]
     return twin
 
 
@@ -76,15 +81,22 @@ def _value(value: Any, memo: Memo) -> Any:
     known = memo.get(id(value))
     if known is not None:
         return known
-    if kind in _ATOMS:
+    if kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value)):
         return value
     if isinstance(value, nn.Module):
         return copied(value, memo)
-    if kind is tuple and all(type(item) in _ATOMS for item in value):
-        return value
-    if kind is dict:
-        twin: dict[Any, Any] = {}
-        memo[id(value)] = twin
-        twin.update({name: _value(item, memo) for name, item in value.items()})
-        return twin
+    if kind is dict or kind is list:
+        return _container(value, memo)
+    if isinstance(value, Tensor) and not value.is_leaf:  # left over from a forward pass
+        return value.detach().clone()
     return copy.deepcopy(value, memo)
+
+
+def _container(value: Any, memo: Memo) -> Any:
+    twin: Any = type(value)()
+    memo[id(value)] = twin  # before its items, which may hold it
+    if isinstance(value, dict):
+        twin.update({name: _value(item, memo) for name, item in value.items()})
+    else:
+        twin.extend(_value(item, memo) for item in value)
+    return twin

@@ -157,9 +157,7 @@ class Book:
             return label
         rows = label.rows()
         self.tie(rows[:1], rows)
-        shape = [1] * label.ids.ndim
-        shape[label.axis] = rows.shape[1]
-        return Label(rows[0].reshape(shape), label.axis)
+        return along(rows[0], label.axis, label.ids.ndim)
 
     def merge(self, labels: list[Label], reason: str) -> Labels:
         """One label for each axis: labels of one axis are tied."""
@@ -173,6 +171,11 @@ class Book:
             else:
                 self.freeze((known, label), reason)
         return tuple(by_axis[axis] for axis in sorted(by_axis))
+
+
+def along(ids: Tensor, axis: int, ndim: int) -> Label:
+    """The same ids wherever one is on the other dims."""
+    return Label(ids.reshape([-1 if dim == axis else 1 for dim in range(ndim)]), axis)
 
 
 def compact(ids: Tensor, axis: int) -> Label:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunecli.graph.labels import Book, Label, Labels, Mixed, Pad, Read, Route, Split, compact, route, transport
+from prunecli.graph.labels import Book, Label, Labels, Mixed, Pad, Read, Route, Split, along, compact, route, transport
 from prunecli.graph.tape import Op, Ref, Tape, flatten
 
 NOT_A_CHANNEL = "not a channel dim"  # kernel and position dims
@@ -62,7 +62,8 @@ LAYOUT = {
     for name in (
         "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select",
         "slice", "split", "unsafe_split", "split_with_sizes", "unbind", "flip", "roll", "repeat",
-        "pixel_shuffle", "pixel_unshuffle", "unfold", "channel_shuffle", "diagonal",
+        "transpose_", "t_", "squeeze_", "unsqueeze_", "pixel_shuffle", "pixel_unshuffle", "unfold", "channel_shuffle",
+        "diagonal",
     )
 }  # fmt: skip
 RESHAPES = {"aten.view", "aten._unsafe_view", "aten.reshape", "aten.pixel_shuffle", "aten.pixel_unshuffle"}
@@ -86,6 +87,9 @@ REDUCTIONS = {
     for name in ("mean", "sum", "amax", "amin", "var", "std", "max", "min", "logsumexp", "linalg_vector_norm", "norm",
                  "argmax", "argmin", "prod", "any", "all", "var_mean", "std_mean")
 }  # fmt: skip
+
+# One value everywhere.
+CONSTANT = {"aten." + name for name in ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")}
 
 
 def rule(name: str) -> Callable[[Rule], Rule]:
@@ -155,6 +159,8 @@ def apply(call: Call, book: Book) -> list[Labels]:
         return layout(call, book)
     if name in MIXING:
         return mixing(call, book)
+    if name in CONSTANT:
+        return constant(call, book)
     if name in REDUCTIONS:
         return reduction(call, book)
     if name in ELEMENTWISE or torch.Tag.pointwise in call.op.func.tags:
@@ -272,6 +278,15 @@ def _cut_up(call: Call, book: Book, label: Label, parts: list[Label]) -> None:
     if not equal or label.index_dims:
         return book.freeze((label,), f"cut at a fixed position at {call.op.where}")
     return book.equal_counts(label.ids.reshape(-1, part))
+
+
+def constant(call: Call, book: Book) -> list[Labels]:
+    """Whatever channels it meets, its positions may belong to them, as in the first state of a recurrent layer.
+
+    That its size follows is for the trial cut to find out.
+    """
+    ((*shape,),) = call.out_shapes
+    return [tuple(along(book.fresh(size), dim, len(shape)) for dim, size in enumerate(shape) if size > 1)]
 
 
 def _one_per_axis(call: Call, book: Book, labels: list[Label]) -> Labels:
@@ -481,9 +496,7 @@ def _depthwise(call: Call, book: Book, transposed: bool) -> list[Labels]:
     book.tie(repeated, rows.ids.reshape(-1))
     if bias is not None:
         book.tie(repeated, bias.ids.reshape(-1))
-    shape = [1] * len(call.out_shapes[0])
-    shape[1] = out_channels
-    return [(Label(rows.ids.reshape(shape), 1),)]
+    return [(along(rows.ids, 1, len(call.out_shapes[0])),)]
 
 
 def _filters(call: Call, book: Book) -> tuple[Label | None, Label | None]:
@@ -514,9 +527,7 @@ def _grouped(call: Call, book: Book, groups: int) -> list[Labels]:
     book.filter_groups(rows.ids.reshape(groups, -1))
     if bias is not None:
         book.tie(rows.ids.reshape(-1), bias.ids.reshape(-1))
-    shape = [1] * len(call.out_shapes[0])
-    shape[1] = rows.ids.numel()
-    return [(Label(rows.ids.reshape(shape), 1),)]
+    return [(along(rows.ids, 1, len(call.out_shapes[0])),)]
 
 
 def _transposed_groups(call: Call, book: Book, groups: int) -> list[Labels]:
@@ -535,9 +546,7 @@ def _transposed_groups(call: Call, book: Book, groups: int) -> list[Labels]:
     given = columns.ids.reshape(-1).repeat(groups)
     if bias is not None:
         book.tie(given, bias.ids.reshape(-1))
-    shape = [1] * len(call.out_shapes[0])
-    shape[1] = given.numel()
-    return [(Label(given.reshape(shape), 1),)]
+    return [(along(given, 1, len(call.out_shapes[0])),)]
 
 
 @rule("aten::_weight_norm_interface")
@@ -576,9 +585,7 @@ def cat(call: Call, book: Book) -> list[Labels]:
     joined = list(book.merge(others, f"two widths meet at {call.op.where}"))
     ids = torch.cat(ends)
     if ids.numel() > 1 and bool(ids.any()):
-        shape = [1] * ndim
-        shape[dim] = ids.numel()
-        joined.append(Label(ids.reshape(shape), dim))
+        joined.append(along(ids, dim, ndim))
     return [tuple(joined)]
 
 
@@ -638,9 +645,7 @@ def constant_pad(call: Call, book: Book) -> list[Labels]:
         pad = Pad(call.op.module, book.fresh(before), book.fresh(after))
         book.pads.append(pad)
         ids = torch.cat([pad.before, inner.ids.reshape(-1), pad.after])
-        shape = [1] * ndim
-        shape[label.axis] = ids.numel()
-        passed.append(Label(ids.reshape(shape), label.axis))
+        passed.append(along(ids, label.axis, ndim))
     return [tuple(passed)]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from prunecli.checkpoint.journal import factors_of
 from prunecli.checkpoint.write import atomic
 from prunecli.errors import InputError
 from prunecli.model import Model
@@ -77,8 +78,9 @@ def shares_left(model: Model, whole: Model) -> dict[str, float]:
     """The share of each weight with two or more dims that is neither zero nor gone."""
     sizes = {model.journal.name_of(n): p.numel() for n, p in whole.module.named_parameters() if p.ndim > 1}
     left = {n: int(torch.count_nonzero(p)) for n, p in model.module.named_parameters() if p.ndim > 1}
-    for path in model.journal.ranks:  # both factors stand for the weight
-        left[f"{path}.1.weight"] += left.pop(f"{path}.0.weight", 0)
+    for weight in model.journal.ranks:  # both factors stand for the weight
+        narrow, wide = factors_of(weight)
+        left[wide] += left.pop(narrow, 0)
     return {name: count / sizes[name] for name, count in left.items() if sizes.get(name)}
 
 

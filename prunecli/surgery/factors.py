@@ -1,35 +1,70 @@
-"""Linear layers as two factors, which are smaller than the layer where its rank is low."""
+"""Weights as two factors, which are smaller than the weight where its rank is low."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class Product(nn.Module):
+    """The parametrization of a weight ``A B`` of low rank, (out, k) and (k, in)."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def forward(self, narrow: Tensor, wide: Tensor) -> Tensor:
+        """``A B``; B comes first, since an input meets it first."""
+        return wide @ narrow
+
+    def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of this shape, yet to be filled in."""
+        return weight.new_zeros(self.rank, weight.shape[1]), weight.new_zeros(weight.shape[0], self.rank)
+
+
+def can_factorise(module: nn.Module, weight: str) -> bool:
+    """Whether this weight is a matrix of a linear or recurrent layer."""
+    owner, _, attribute = weight.rpartition(".")
+    layer = module.get_submodule(owner)
+    if isinstance(layer, nn.RNNBase):
+        return attribute.startswith("weight_") and not parametrize.is_parametrized(layer, attribute)
+    return type(layer) is nn.Linear and attribute == "weight"
 
 
 def factorise(module: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
-    """Put two linear layers in the place of one, in place; their weights are yet to be filled in.
+    """Put factors in the place of weights, in place; they are yet to be filled in.
+
+    A linear layer becomes two. A recurrent layer keeps its form and multiplies the factors once for each sequence.
 
     Args:
         module: stays the same but for these layers.
-        ranks: {path of a linear layer: width between the factors}.
+        ranks: {weight: width between its factors}.
 
     Raises:
-        AttributeError, TypeError, ValueError: no such layer, it is not linear, or no rank.
+        AttributeError, TypeError, ValueError: no such weight, none that can be factorised, or no rank.
     """
-    for path, rank in ranks.items():
-        layer = module.get_submodule(path)
-        if type(layer) is not nn.Linear:
-            raise TypeError(f"{path} is no linear layer")
-        if not 0 < rank < min(layer.in_features, layer.out_features):
-            raise ValueError(f"{path} has no rank {rank}")
-        home = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        narrow = nn.Linear(layer.in_features, rank, bias=False, **home)
-        wide = nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **home)
-        module.set_submodule(path, nn.Sequential(narrow, wide))
+    for name, rank in ranks.items():
+        path, _, attribute = name.rpartition(".")
+        if not can_factorise(module, name):
+            raise TypeError(f"{name} is no weight of a linear or recurrent layer")
+        layer, weight = module.get_submodule(path), module.get_parameter(name)
+        if not 0 < rank < min(weight.shape):
+            raise ValueError(f"{name} has no rank {rank}")
+        if isinstance(layer, nn.Linear):
+            module.set_submodule(path, _two_layers(layer, rank))
+        else:
+            parametrize.register_parametrization(layer, attribute, Product(rank), unsafe=True)
     return module
 
 
-def pays(layer: nn.Linear, rank: int) -> bool:
-    """Whether the factors have fewer weights than the layer."""
-    return rank * (layer.in_features + layer.out_features) < layer.in_features * layer.out_features
+def _two_layers(layer: nn.Linear, rank: int) -> nn.Sequential:
+    home = {"device": layer.weight.device, "dtype": layer.weight.dtype}
+    narrow = nn.Linear(layer.in_features, rank, bias=False, **home)
+    return nn.Sequential(narrow, nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **home))
+
+
+def pays(weight: Tensor, rank: int) -> bool:
+    """Whether the factors are smaller than the weight."""
+    return rank * sum(weight.shape) < weight.numel()

@@ -42,6 +42,30 @@ def test_counted_equals_measured(name: str) -> None:
     assert weights(~removed) == sum(p.numel() for p in smaller.parameters())
 
 
+class Recurrent(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], **options: object) -> None:
+        super().__init__()
+        self.layer = kind(6, 10, **options)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)[0].sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("layer", "weights"),
+    [
+        (Recurrent(nn.LSTM), 40 * (6 + 10)),
+        (Recurrent(nn.GRU, num_layers=2, bidirectional=True), 2 * 30 * (6 + 10) + 2 * 30 * (20 + 10)),
+        (Recurrent(nn.RNN, bias=False, batch_first=True), 10 * (6 + 10)),
+        (Recurrent(nn.LSTM, proj_size=4), 40 * (6 + 4) + 4 * 10),
+    ],
+)
+def test_every_matrix_of_a_recurrent_layer_meets_every_step(layer: nn.Module, weights: int) -> None:
+    example = Example((torch.zeros(3, 5, 6),))
+    channels = trace(layer, example)
+    assert fvcore_flops(layer, example) == flops(channels)(np.ones(channels.count, dtype=bool)) == 3 * 5 * weights
+
+
 def test_counting_leaves_the_mode_and_the_statistics() -> None:
     module = build(parse("digits_net")).train()
     module.stem.eval()

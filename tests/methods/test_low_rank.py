@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 import prunecli
 from prunecli.checkpoint.journal import Journal
 from prunecli.errors import InputError
+from prunecli.graph.copying import copied
 from prunecli.methods.low_rank import LearnedRanks
 from prunecli.methods.str import SoftThresholds
 from prunecli.model import Opening, open_model
@@ -63,6 +65,63 @@ def test_what_is_left_is_the_best_of_its_rank_and_gives_the_same() -> None:
     torch.testing.assert_close(module[3][1].weight @ module[3][0].weight, best, atol=1e-10, rtol=0)
 
 
+class Reader(nn.Module):
+    """Reads an image line by line."""
+
+    def __init__(self, kind: type[nn.RNNBase] = nn.LSTM) -> None:
+        super().__init__()
+        self.lines = kind(8, 32, 2, batch_first=True)
+        self.out = nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.lines(x.squeeze(1))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_become_smaller_and_give_the_same(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    plain, images = Reader(kind).double(), torch.randn(5, 1, 8, 8).double()
+    module = copy.deepcopy(plain)
+    names = [name for name, p in module.named_parameters() if p.ndim > 1]
+    hook = LearnedRanks(METHOD, names, Budget(params=0.5))
+    hook.attach(module, course(10))
+    torch.testing.assert_close(module(images), plain(images), atol=1e-12, rtol=0)
+    hook.after_step(module, 10)
+    expected = module(images)
+    hook.finalize(module)
+    torch.testing.assert_close(module(images), expected, atol=1e-12, rtol=0)
+    assert sum(p.numel() for p in module.parameters()) <= 0.5 * sum(p.numel() for p in plain.parameters())
+    assert {"lines.weight_hh_l0", "lines.weight_ih_l1"} <= set(hook.journal.ranks)
+    copied(module)(images)  # what a forward pass leaves behind does not stand in the way
+    for name in hook.journal.ranks:
+        assert int(torch.linalg.matrix_rank(_weight(module, name))) == hook.journal.ranks[name]
+
+
+def _weight(module: nn.Module, name: str) -> torch.Tensor:
+    owner, _, attribute = name.rpartition(".")
+    layer = module.get_submodule(owner)
+    return layer[1].weight @ layer[0].weight if isinstance(layer, nn.Sequential) else getattr(layer, attribute)
+
+
+def test_a_recurrent_file_holds_factors_and_can_be_cut_further(tmp_path: Path) -> None:
+    (tmp_path / "reader.py").write_text("from methods.test_low_rank import Reader\n")
+    fields = {"version": 1, "arch": f"{tmp_path / 'reader.py'}:Reader", "input": "1x1x8x8"}
+    torch.manual_seed(0)
+    torch.save(Reader().state_dict(), tmp_path / "random.pt")
+    low = {**fields, "method": {"name": "str", "structure": "rank"}, "budget": {"params": 0.5}, "data": "digits"}
+    train = {"epochs": 2, "lr": 0.05, "batch_size": 64}
+    facts = prunecli.prune(validate({**low, "train": train}), str(tmp_path / "random.pt"), tmp_path / "low.safetensors")
+    assert facts.after.params <= 0.5 * facts.before.params
+    opening = Opening(arch=fields["arch"])
+    small = open_model(str(tmp_path / "low.safetensors"), opening)
+    assert sum(p.numel() for p in small.module.parameters()) == facts.after.params
+    assert "lines.parametrizations.weight_hh_l0.original0" in small.module.state_dict()
+    cut = {**fields, "method": {"name": "magnitude"}, "budget": {"params": 0.8}, "strip": {"round_to": 1}}
+    result = prunecli.prune(validate(cut), str(tmp_path / "low.safetensors"), tmp_path / "less.safetensors")
+    assert result.verified.max_rel_error < 1e-12
+    open_model(str(tmp_path / "less.safetensors"), opening)
+
+
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
     folder = tmp_path_factory.mktemp("rank")
@@ -107,19 +166,21 @@ def test_factors_can_be_cut_further_and_tuned(pruned: tuple[Path, object], tmp_p
 def test_a_cut_model_can_be_factorised() -> None:
     kept = {("1.weight", 0): (0, 2), ("1.bias", 0): (0, 2), ("3.weight", 1): (0, 2)}
     earlier = Journal(kept, {"1": {"out_features": 2}, "3": {"in_features": 2}})
-    both = earlier.then(Journal(ranks={"3": 1}))
+    both = earlier.then(Journal(ranks={"3.weight": 1}))
     assert set(both.kept) == {("1.weight", 0), ("1.bias", 0), ("3.0.weight", 1)}
     assert both.attributes == {"1": {"out_features": 2}, "3.0": {"in_features": 2}}
     assert Journal.from_json(both.to_json()) == both
 
 
 LIES = {
-    "no such layer": lambda j: j["ranks"].update(nowhere=3),
-    "no linear layer": lambda j: j["ranks"].update({"2": 3}),
-    "a rank of nothing": lambda j: j["ranks"].update({"3": 0}),
-    "a rank that is too large": lambda j: j["ranks"].update({"3": 10**9}),
-    "a rank that is another": lambda j: j["ranks"].update({"3": 1}),
-    "a word": lambda j: j["ranks"].update({"3": "7"}),
+    "no such layer": lambda j: j["ranks"].update({"nowhere.weight": 3}),
+    "no linear layer": lambda j: j["ranks"].update({"2.weight": 3}),
+    "no weight of a recurrent layer": lambda j: j["ranks"].update({"3.weight_hh_l0": 3}),
+    "not even a name": lambda j: j["ranks"].update({"": 3}),
+    "a rank of nothing": lambda j: j["ranks"].update({"3.weight": 0}),
+    "a rank that is too large": lambda j: j["ranks"].update({"3.weight": 10**9}),
+    "a rank that is another": lambda j: j["ranks"].update({"3.weight": 1}),
+    "a word": lambda j: j["ranks"].update({"3.weight": "7"}),
 }
 
 

@@ -57,6 +57,17 @@ def test_the_stem_can_be_pruned(name: str) -> None:
     assert group.frozen == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "state"),
+    [("Recurrent", "lstm.weight_hh_l0[1]"), ("Gated", "gru.weight_hh_l0[1]"), ("BothWays", "gru.weight_hh_l1[1]"),
+     ("Projected", "lstm.weight_hr_l0[0]"), ("Projected", "lstm.weight_hr_l0[1]")],
+)  # fmt: skip
+def test_the_states_of_recurrent_layers_can_be_pruned(name: str, state: str) -> None:
+    channels = settled(built(name))
+    group = next(g for g in channels.groups if state in channels.member_names(g))
+    assert group.frozen == ""
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_stays_whole_has_a_reason(name: str) -> None:
     channels = settled(built(name))

@@ -97,6 +97,30 @@ class Gated(Base):
 
 
 @model
+class BothWays(Base):
+    def __init__(self) -> None:
+        super().__init__(20)
+        self.gru = nn.GRU(16, 10, num_layers=2, bidirectional=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.gru(x.flatten(2).permute(2, 0, 1))[0][-1]
+
+
+@model
+class Projected(Base):
+    """A recurrent layer whose state has two widths, and which is given its first one."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.lstm = nn.LSTM(16, 10, batch_first=True, proj_size=6)
+
+    def middle(self, x: Tensor) -> Tensor:
+        n, wide = len(x), self.lstm.hidden_size
+        state = x.new_zeros(1, n, self.lstm.proj_size), x.new_zeros(1, n, wide)
+        return self.lstm(x.flatten(2).transpose(1, 2), state)[0][:, -1]
+
+
+@model
 class Tied(Base):
     def __init__(self) -> None:
         super().__init__()
