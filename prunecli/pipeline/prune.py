@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from prunecli.checkpoint.write import check_output
-from prunecli.errors import BudgetMissed, InputError, NothingRemoved
+from prunecli.errors import BudgetMissed, InputError
 from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts
 from prunecli.methods.base import Method
 from prunecli.model import DEFAULT, Model, Opening, open_model
@@ -15,13 +15,13 @@ from prunecli.pipeline.container import Provenance, identity, parent_digest, sav
 from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
 from prunecli.pipeline.figures import figures, source_bytes
 from prunecli.pipeline.overlap import overlap, shares_left, write_layers
-from prunecli.pipeline.steps import Steps, Way
+from prunecli.pipeline.steps import Steps, Way, insist_on_change
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe
 from prunecli.train.data import Data
 from prunecli.train.linear_probe import linear_probe
 from prunecli.train.loop import Report, ignore
-from prunecli.units import human, percent
+from prunecli.units import percent
 
 TOLERANCE = 0.01  # by which a trained budget may be missed
 
@@ -64,7 +64,7 @@ def prune(
     steps = Steps(opened, recipe, images, training)
     way = steps.run()
     result, final = way.done, way.model
-    _insist_on_change(way, before, opened)
+    insist_on_change(result, final, opened)
     after = steps.figures(final)
     if output is not None:
         evaluation = evaluated(recipe.data, before.accuracy, after.accuracy)
@@ -169,24 +169,6 @@ def _method(recipe: Recipe) -> Method:
     if not isinstance(recipe.method, Method):
         raise InputError("the recipe names no method", hint="method: {name: magnitude}")
     return recipe.method
-
-
-def _insist_on_change(way: Way, before: Figures, opened: Model) -> None:
-    """Zeroed weights, gates and factors are a change even where no channel could go."""
-    result, now, then = way.done, way.model.journal, opened.journal
-    if result.removed or (now.gates, now.ranks) != (then.gates, then.ranks):
-        return
-    zeroed = sum(int((p == 0).sum()) for p in result.module.parameters())
-    if zeroed > before.params - before.nonzero:
-        return
-    budget = result.budget
-    reason = "there is nothing that provably does not matter"
-    if budget is not None:
-        reason = f"the {budget.unit} budget {percent(budget.asked)} is met already ({percent(budget.met)})"
-    raise NothingRemoved(
-        f"nothing was removed from {opened.source} ({human(before.params)} params): {reason}; nothing was written",
-        hint="prunecli analyze shows the zeros and the frozen groups",
-    )
 
 
 def _cuts(opened: Model, final: Model) -> list[CutFacts]:

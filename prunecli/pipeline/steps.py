@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
-from prunecli.errors import InputError
+from prunecli.errors import InputError, NothingRemoved
 from prunecli.facts import Figures
 from prunecli.methods.base import Evidence, Method
 from prunecli.methods.hook import Hook
@@ -25,6 +25,7 @@ from prunecli.surgery.recover import recalibrate, refit
 from prunecli.train.data import Data
 from prunecli.train.split import Drawn
 from prunecli.train.zeros import KeepZeros
+from prunecli.units import human, percent
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ class Steps:
             before, self.recipe, self.images, reference=self.opened, progress=share, training=self.training
         )
         model = before.after(restore_dtypes(result.module, before.module), result.journal)
+        if settings is not None and share == 1.0:  # the last cut: training would be in vain
+            insist_on_change(way.done.then(result), model, self.opened)
         pruned = self.figures(model) if settings or self.recipe.recover else None
         recovered = None
         if self.recipe.recover is not None:
@@ -188,3 +191,29 @@ def _collapsed(model: Model) -> Model:
         return model
     module, journal = collapsed(model.module, model.journal)
     return replace(model, module=module, journal=journal)
+
+
+def insist_on_change(done: Operated, model: Model, opened: Model) -> None:
+    """Zeroed weights, gates and factors are a change even where no channel could go.
+
+    Raises:
+        NothingRemoved: nothing has changed.
+    """
+    now, then = model.journal, opened.journal
+    if done.removed or (now.gates, now.ranks) != (then.gates, then.ranks):
+        return
+    parameters = list(opened.module.parameters())
+    if _zeros(done.module.parameters()) > _zeros(parameters):
+        return
+    reason, budget = "there is nothing that provably does not matter", done.budget
+    if budget is not None:
+        reason = f"the {budget.unit} budget {percent(budget.asked)} is met already ({percent(budget.met)})"
+    size = human(sum(p.numel() for p in parameters))
+    raise NothingRemoved(
+        f"nothing was removed from {opened.source} ({size} params): {reason}; nothing was written",
+        hint="prunecli analyze shows the zeros and the frozen groups",
+    )
+
+
+def _zeros(tensors: Iterable[Tensor]) -> int:
+    return sum(int((tensor == 0).sum()) for tensor in tensors)

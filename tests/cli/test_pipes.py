@@ -74,6 +74,15 @@ def test_nothing_removed_is_status_one(checkpoint: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_training_that_nothing_comes_before_does_not_begin(checkpoint: str, tmp_path: Path) -> None:
+    flags = ["--data", "digits", "--set", "train.epochs=1", "--set", "train.lr=0.01"]
+    found = prunecli("prune", checkpoint, "--recipe", "strip", *flags, cwd=tmp_path)
+    assert found.returncode == 1
+    assert "nothing was removed" in found.stderr
+    assert "epoch" not in found.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_why_explains_both_sides(checkpoint: str) -> None:
     found = prunecli("analyze", checkpoint, "--why", "block1.conv2")
     assert "writes stem.0: 32 channels, can be pruned" in found.stdout
