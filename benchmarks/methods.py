@@ -43,7 +43,7 @@ def channels(title: str, train: Row, extra: Row | None = None, **method: Any) ->
 
 
 ROWS: dict[str, Row] = {
-    "dense twin of grda": {"method": {"name": "none"}, "train": PLAIN},
+    "dense twin of grda": {"train": PLAIN},
     **weights("random", SGD, name="random"),
     **weights("magnitude", SGD, name="magnitude"),
     **weights("gradual magnitude", SGD, {"iterative": {"schedule": "cubic"}}, name="magnitude"),
@@ -75,7 +75,8 @@ def run(name: str, row: Row, asked: argparse.Namespace) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recipe.yaml"
         path.write_text(json.dumps(recipe(row, asked.data, asked.epochs)))  # JSON is YAML
-        command = [sys.executable, "-m", "prunecli", "prune", asked.checkpoint, "--recipe", str(path)]
+        verb = "prune" if "method" in row else "finetune"
+        command = [sys.executable, "-m", "prunecli", verb, asked.checkpoint, "--recipe", str(path)]
         out = ["-o", str(Path(folder) / "out.safetensors"), "--json", "-q"]
         done = subprocess.run([*command, *out], capture_output=True, text=True, check=False)
     facts = json.loads(done.stdout or "{}")
@@ -92,7 +93,7 @@ def table(results: list[Row]) -> str:
         if "error" in found or "after" not in found:
             lines.append(f"| {found['row']} | {found.get('error', {}).get('problem', 'failed')} |")
             continue
-        before, after, budget = found["before"], found["after"], found["budget"]
+        before, after, budget = found["before"], found["after"], found.get("budget")
         asked = f"{budget['unit']} {budget['asked']:.1%} | {budget['met']:.2%}" if budget else "- | -"
         shares = " | ".join(f"{after[k] / before[k]:.1%}" for k in ("params", "nonzero", "flops", "bytes"))
         lines.append(

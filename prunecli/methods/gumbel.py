@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from prunecli.methods.base import Method
 
@@ -26,6 +26,7 @@ class GumbelMasks(Method):
     Attributes:
         init: ``magnitude`` starts from the rank of each weight or channel, ``zero`` from even chances.
         confidence: how far the ranks are apart at the start, as a factor on their logits.
+        signed_constant: every weight becomes ``sign(w) std(w)`` of its layer first (+SC in the paper).
         tau: temperature of the gradients.
         lr: of the logits, with momentum 0.9; it stays.
         rescale_lr: of the factors.
@@ -38,10 +39,17 @@ class GumbelMasks(Method):
     structure: Literal["weight", "channel"] = "weight"
     init: Literal["magnitude", "zero"] = "magnitude"
     confidence: float = Field(4.0, gt=0)
+    signed_constant: bool = False
     tau: float = Field(1.0, gt=0)
     lr: float = Field(50.0, gt=0)
     rescale_lr: float = Field(1e-3, ge=0)
     ramp: float = Field(0.5, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _alike(self) -> GumbelMasks:
+        if self.signed_constant and (self.init, self.structure) != ("zero", "weight"):
+            raise ValueError("weights of one size have no ranks to start from: init: zero, structure: weight")
+        return self
 
     @property
     def budget_units(self) -> tuple[str, ...]:

@@ -110,6 +110,8 @@ class WeightMasks(Masks):
         for name in self._names:
             owner, _, attribute = name.rpartition(".")
             weight = module.get_parameter(name)
+            if self._method.signed_constant:
+                weight.data = weight.sign() * weight.std()
             masked = MaskedWeight(Mask(self.start(weight.detach().abs()), self._method.tau), weight)
             parametrize.register_parametrization(module.get_submodule(owner), attribute, masked, unsafe=True)
             self._layers[name] = masked

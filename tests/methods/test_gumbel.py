@@ -8,6 +8,7 @@ import pytest
 import torch
 from courses import course
 from interruptions import continued
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -54,6 +55,33 @@ def test_the_gradient_is_that_of_the_soft_mask() -> None:
     (expected,) = torch.autograd.grad(soft.sum(), x)
     (found,) = torch.autograd.grad(Sampled.apply(x, 0.7).sum(), x)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 20.0])
+def test_one_logit_is_the_difference_of_two(shift: float) -> None:
+    """Two classes with logits (a + k, k) and Gumbel noise of their own: the same sample and slope for every k."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.linspace(-3, 3, 500, dtype=torch.float64, requires_grad=True)
+    gumbels = -torch.rand(2, 500, dtype=torch.float64, generator=generator).log().neg().log()
+    pair = torch.stack([logits + shift, torch.full_like(logits, shift)]) + gumbels
+    one = Sampled.apply(logits + gumbels[0] - gumbels[1], 0.7)
+    assert torch.equal(one, 1.0 - pair.argmax(0))
+    (expected,) = torch.autograd.grad(torch.softmax(pair / 0.7, 0)[0].sum(), logits)
+    (found,) = torch.autograd.grad(one.sum(), logits)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+def test_signed_constants_have_one_size_in_every_layer() -> None:
+    module, before = net(), net()
+    hook = WeightMasks(GumbelMasks(name="gumbel", init="zero", signed_constant=True), NAMES, None)
+    hook.attach(module, course(10))
+    for name in NAMES:
+        owner, _, attribute = name.rpartition(".")
+        constant, old = module.get_submodule(owner).parametrizations[attribute].original, before.get_parameter(name)
+        assert torch.equal(constant.sign(), old.sign())
+        torch.testing.assert_close(constant.abs(), old.std().expand_as(old))
+    with pytest.raises(ValidationError, match="no ranks"):
+        GumbelMasks(name="gumbel", signed_constant=True)
 
 
 def test_large_logits_decide() -> None:
