@@ -156,22 +156,34 @@ class FileSplit:
 
     def batches(self, batches: Sequence[Tensor], augment_seed: int | None = None) -> Iterator[Tensor]:
         """See `Split`."""
-        reader = _Reader(self.paths, self.shape, augment_seed)
         sampler = [indices.tolist() for indices in batches]
         loader = torch.utils.data.DataLoader(
-            reader, batch_sampler=sampler, num_workers=WORKERS if len(sampler) > 1 else 0
+            _Reader(self.paths, self.shape, augment_seed),
+            batch_sampler=sampler,
+            num_workers=WORKERS if len(sampler) > 1 else 0,
+            collate_fn=_together,
+            generator=torch.Generator(),  # the state of torch's own belongs to the training
         )
         for images in loader:
+            if isinstance(images, str):
+                raise DataError(images)
             yield self.normalise(images)
 
 
 @dataclass(frozen=True)
-class _Reader(torch.utils.data.Dataset[Tensor]):
+class _Reader(torch.utils.data.Dataset[Tensor | str]):
     paths: tuple[Place, ...]
     shape: tuple[int, ...]
     seed: int | None
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, index: int) -> Tensor | str:
+        """An image, or what is wrong with it: an error would arrive from a worker with its whole traceback."""
+        try:
+            return self._read(index)
+        except DataError as error:
+            return error.problem
+
+    def _read(self, index: int) -> Tensor:
         from torchvision.transforms import v2
 
         size = self.shape[1:]
@@ -187,12 +199,25 @@ class _Reader(torch.utils.data.Dataset[Tensor]):
             return mirrored
 
 
+def _together(images: list[Tensor | str]) -> Tensor | str:
+    """One batch, or what is wrong with one of its images."""
+    broken = next((image for image in images if isinstance(image, str)), None)
+    return torch.stack([image for image in images if isinstance(image, Tensor)]) if broken is None else broken
+
+
 def read_image(place: Place, channels: int) -> Tensor:
-    """Decode one file to uint8 (C, H, W)."""
+    """Decode one file to uint8 (C, H, W).
+
+    Raises:
+        DataError: it is no image, or damaged.
+    """
     from PIL import Image
 
-    with Image.open(place if isinstance(place, str) else place.open()) as image:
-        pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    try:
+        with Image.open(place if isinstance(place, str) else place.open()) as image:
+            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+        raise DataError(f"{place} is no readable image: {error}") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous()
 
 

@@ -73,6 +73,32 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
         open_data(text, (3, 32, 32), 2)
 
 
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_broken_large_image_is_named_when_it_is_met(batches: int, tmp_path: Path) -> None:
+    """One batch is read here, several by workers."""
+    data = open_data(folder(tmp_path, 80), (3, 80, 80), 2)
+    (tmp_path / "train" / "dog" / "3.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"3\.png is no readable image") as caught:
+        list(data.train.batches(list(torch.arange(12).chunk(batches))))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_changed_image_is_read_again(tmp_path: Path) -> None:
+    text, place = folder(tmp_path, 32), tmp_path / "train" / "cat" / "2.png"
+    before = next(iter(open_data(text, (3, 32, 32), 2).train.batches([torch.tensor([2])])))
+    Image.new("RGB", (32, 32), "white").save(place)
+    after = next(iter(open_data(text, (3, 32, 32), 2).train.batches([torch.tensor([2])])))
+    assert not torch.equal(before, after)
+
+
+@pytest.mark.parametrize("size", [32, 80])
+def test_reading_leaves_the_random_state_to_the_training(size: int, tmp_path: Path) -> None:
+    data = open_data(folder(tmp_path, size), (3, size, size), 2)
+    state = torch.get_rng_state()
+    list(data.train.batches(list(torch.arange(12).split(4)), 1))
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_different_classes_are_refused(tmp_path: Path) -> None:
     text = folder(tmp_path, 32)
     (tmp_path / "test" / "emu").mkdir()
