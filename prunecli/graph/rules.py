@@ -88,8 +88,8 @@ REDUCTIONS = {
                  "argmax", "argmin", "prod", "any", "all", "var_mean", "std_mean")
 }  # fmt: skip
 
-# One value everywhere.
-CONSTANT = {"aten." + name for name in ("zeros", "ones", "full", "new_zeros", "new_ones", "new_full")}
+# Zero everywhere.
+ZEROS = {"aten.zeros", "aten.new_zeros"}
 
 
 def rule(name: str) -> Callable[[Rule], Rule]:
@@ -159,8 +159,8 @@ def apply(call: Call, book: Book) -> list[Labels]:
         return layout(call, book)
     if name in MIXING:
         return mixing(call, book)
-    if name in CONSTANT:
-        return constant(call, book)
+    if name in ZEROS:
+        return zeros(call, book)
     if name in REDUCTIONS:
         return reduction(call, book)
     if name in ELEMENTWISE or torch.Tag.pointwise in call.op.func.tags:
@@ -280,8 +280,8 @@ def _cut_up(call: Call, book: Book, label: Label, parts: list[Label]) -> None:
     return book.equal_counts(label.ids.reshape(-1, part))
 
 
-def constant(call: Call, book: Book) -> list[Labels]:
-    """Whatever channels it meets, its positions may belong to them, as in the first state of a recurrent layer.
+def zeros(call: Call, book: Book) -> list[Labels]:
+    """Whatever channels they meet, their positions may belong to them, as in the first state of a recurrent layer.
 
     That its size follows is for the trial cut to find out.
     """
@@ -671,3 +671,14 @@ def index(call: Call, book: Book) -> list[Labels]:
         else:
             results.append(compact(moved[0].ids, moved[0].axis))
     return [tuple(results)]
+
+
+@rule("aten::as_strided_")
+def as_strided(call: Call, book: Book) -> list[Labels]:
+    """Pooling to one pixel in channels-last order: nothing moves. Any other use is not followed."""
+    source = call.ref(0)
+    shape, (size, stride) = call.out_shapes[0], call.op.args[1:3]
+    pixels = len(shape) > 2 and shape[2:] == (1,) * (len(shape) - 2)
+    if source is None or not pixels or call.shape(source) != shape == tuple(size) or list(stride[:2]) != [shape[1], 1]:
+        return unknown(call, book)
+    return [call.labels(0)]

@@ -60,6 +60,18 @@ class Flattened(nn.Module):
         return self.head(self.conv(x).flatten(1))
 
 
+class ChannelsLast(nn.Module):
+    """Pools to one pixel in another memory layout, which torch does with `as_strided_`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).contiguous(memory_format=torch.channels_last)
+        return self.head(F.adaptive_avg_pool2d(x, 1)).flatten(1)
+
+
 class Sorted(nn.Module):
     """An op without a rule."""
 
@@ -69,6 +81,13 @@ class Sorted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.sort(self.conv(x), 1).values).mean((2, 3))
+
+
+def test_pooling_does_not_depend_on_the_memory_layout() -> None:
+    channels = channels_of(ChannelsLast(), 2, 3, 5, 5)
+    assert any(op.name == "aten.as_strided_" for op in channels.tape.ops)
+    assert not channels.unknown
+    assert group_of(channels, "conv.weight[0]").frozen == ""
 
 
 def test_residual_couples_both_writers() -> None:
