@@ -112,14 +112,21 @@ class Tape:
                 found.setdefault(ref.index, []).append(op)
         return found
 
+    def by_module(self) -> dict[str, list[Op]]:
+        """The ops of each module, those of modules inside it excepted."""
+        found: dict[str, list[Op]] = {}
+        for op in self.ops:
+            found.setdefault(op.module, []).append(op)
+        return found
+
     def calls(self, names: Collection[str]) -> dict[str, Op]:
         """The op that a module is there for, by module: the only one of these names in it, and its last."""
-        chosen: dict[str, list[Op]] = {}
-        for op in self.ops:
-            if op.name in names:
-                chosen.setdefault(op.module, []).append(op)
-        last = {op.module: op for op in self.ops}
-        return {module: ops[0] for module, ops in chosen.items() if len(ops) == 1 and last[module] is ops[0]}
+        found = {}
+        for module, ops in self.by_module().items():
+            chosen = [op for op in ops if op.name in names]
+            if len(chosen) == 1 and chosen[0] is ops[-1]:
+                found[module] = chosen[0]
+        return found
 
     def used_params(self) -> set[str]:
         """Names of the parameters and buffers that some op reads."""
@@ -181,7 +188,7 @@ def record_private(module: nn.Module, example: Example, *, train: bool = False) 
         ForwardError: the model does not run on this input.
     """
     on_meta = all(t.is_meta for t in (*module.parameters(), *module.buffers()))
-    return _record(module, example.to(device="meta") if on_meta else example, train)
+    return _record_on_meta(module, example.to(device="meta"), train) if on_meta else _record(module, example, train)
 
 
 def record(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
@@ -194,13 +201,30 @@ def record(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
         ForwardError: the model does not run on this input.
     """
     try:
-        return _record(shadow(module), example.to(device="meta"), train)
+        return _record_on_meta(shadow(module), example.to(device="meta"), train)
     except ForwardError as error:
-        if "meta" not in str(error.__cause__).lower() and "data-dependent" not in str(error.__cause__).lower():
+        if not _wants_data(error):
             raise
         tape = _record(copied(module), example, train)
         tape.needs_data = True
         return tape
+
+
+def _record_on_meta(module: nn.Module, example: Example, train: bool) -> Tape:
+    """Twice where tensors that the model makes on the way have no device, so that they land on the CPU."""
+    try:
+        return _record(module, example, train)
+    except ForwardError as error:
+        if not _wants_data(error):
+            raise
+        with torch.device("meta"):
+            return _record(module, example, train)
+
+
+def _wants_data(error: ForwardError) -> bool:
+    """Whether it is the meta device that a forward pass does not like."""
+    cause = str(error.__cause__).lower()
+    return "meta" in cause or "data-dependent" in cause
 
 
 def _record(module: nn.Module, example: Example, train: bool) -> Tape:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,7 @@ def probe(module: nn.Module, example: Example, channels: Channels, removed: Bool
     shapes = [[t.shapes[i] for i in t.outputs] for t in (channels.tape, tape)]
     if shapes[0] != shapes[1] and not channels.tape.needs_data:  # where data decides, the number of results does, too
         return Trouble(f"the outputs change their shape from {shapes[0]} to {shapes[1]}")
-    if (change := _changed(channels, tape)) and not channels.tape.needs_data:
+    if change := _changed(channels, tape, _rewritten(module, smaller)):
         return change
     book = Book(next_id=channels.count, through_norms=bool(channels.mixed))
     slots = {(slot.name, slot.dim): torch.from_numpy(slot.channels[~removed[slot.channels]]) for slot in channels.slots}
@@ -56,28 +56,51 @@ def probe(module: nn.Module, example: Example, channels: Channels, removed: Bool
     return None
 
 
-def _changed(channels: Channels, tape: Tape) -> Trouble | None:
+def _changed(channels: Channels, tape: Tape, rewritten: Collection[str]) -> Trouble | None:
     """What must stay as it is, whatever is cut: sizes of dims that hold no channels, and numbers in formulas.
 
     A literal head width would make other heads of what is left; a scale that follows the width would change them.
+    Where data decides, it decides on sizes and counts, too. `rewritten` names modules that compute in another way now.
     """
-    before, used = channels.tape, {ref.index for op in channels.tape.ops for ref in op.refs}
-    for op, now in zip(before.ops, tape.ops, strict=False):
-        if op.name != now.name:  # a copy more or less; from here on the tapes cannot be laid side by side
-            return None
-        if _numbers(op) != _numbers(now):
-            return Trouble(f"a number follows the width at {op.where}", op.module)
-        for index in set(op.outputs) & used:
-            free = {label.axis for label in channels.labels.get(index, ())}
-            pairs = enumerate(zip(before.shapes[index], tape.shapes[index], strict=False))
-            if any(old != new for dim, (old, new) in pairs if dim not in free):
-                return Trouble(f"a dim that holds no channels changes its size at {op.where}", op.module)
+    before, after = channels.tape.by_module(), tape.by_module()
+    data, used = channels.tape.needs_data, {ref.index for op in channels.tape.ops for ref in op.refs}
+    for path in (path for path in before if path not in rewritten):
+        ops, now = before[path], after.get(path, [])
+        pairs = zip(ops, now, strict=False)
+        for old, new in itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs):
+            if not data and any(_resized(channels, tape, *sizes) for sizes in _read(old, new, used)):
+                return Trouble(f"a dim that holds no channels changes its size at {old.where}", path)
+        # what follows is a copy more or less, which has no numbers
+        ops, now = ([op for op in each if _numbers(op, data)] for each in (ops, now))
+        for old, new in zip(ops, now, strict=False):
+            if _numbers(old, data) != _numbers(new, data):
+                return Trouble(f"a number follows the width at {old.where}", path)
+        if len(ops) != len(now) and not data:
+            return Trouble(f"other numbers are used after the cut in {path or 'the model'}", path)
     return None
 
 
-def _numbers(op: Op) -> list[float]:
-    """Factors and summands: all floats, and integers where they are not sizes."""
-    kinds = (int, float) if torch.Tag.pointwise in op.func.tags else (float,)
+def _read(old: Op, new: Op, used: set[int]) -> list[tuple[int, int]]:
+    """Outputs that somebody reads, of an op and of the same one after the cut."""
+    return [(a, b) for a, b in zip(old.outputs, new.outputs, strict=False) if a in used]
+
+
+def _resized(channels: Channels, tape: Tape, old: int, new: int) -> bool:
+    """Whether a value has another size along a dim that holds no channels."""
+    free = {label.axis for label in channels.labels.get(old, ())}
+    pairs = enumerate(zip(channels.tape.shapes[old], tape.shapes[new], strict=False))
+    return any(a != b for dim, (a, b) in pairs if dim not in free)
+
+
+def _rewritten(module: nn.Module, smaller: nn.Module) -> set[str]:
+    """Modules that are of another class after the cut: attention that has fewer heads."""
+    kinds = {path: type(part) for path, part in module.named_modules()}
+    return {path for path, part in smaller.named_modules() if kinds[path] is not type(part)}
+
+
+def _numbers(op: Op, by_data: bool) -> list[float]:
+    """Factors and summands: all floats, and integers where they are neither sizes nor counts that data decides on."""
+    kinds = (int, float) if torch.Tag.pointwise in op.func.tags and not by_data else (float,)
     return [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
 
 

@@ -47,6 +47,7 @@ class _Take:
     channel: Ints  # (positions,) channel of each position along the read dim
     constant: Floats  # (positions,) NaN where not constant, 0 where the read does not matter
     weight: str  # name of the reader's weight, "" where it is no plain parameter
+    dim: int  # along which the weight reads
     into_bias: bool
     keeper: int = field(default=-1)  # position whose column takes the others, -1 for none
 
@@ -93,8 +94,8 @@ def _take(read: Read, module: nn.Module, channels: Channels, fields: Fields) -> 
         channel = channels.of(read.b_label.rows().reshape(-1))
     constant = np.broadcast_to(values.reshape(-1) if values.size == len(channel) else values, (len(channel),)).copy()
     constant[np.broadcast_to(weights, (len(channel),))] = 0.0
-    name = _reader_weight(read, channels)
-    take = _Take(read, channel, constant, name, _takes_bias(read, channels, module, name))
+    name, dim = _reader_weight(read, channels)
+    take = _Take(read, channel, constant, name, dim, _takes_bias(read, channels, module, name, dim))
     repeated = len(np.unique(channel)) < len(channel)
     if not name or read.groups > 1 or (repeated and not take.into_bias):
         constant[constant != 0] = np.nan  # nobody can take this constant over
@@ -130,26 +131,39 @@ def _along_zero(field: Tensor | None, read: Read) -> Bools:
     return np.asarray(zero.expand(label.ids.shape).movedim(label.axis, -1).reshape(-1).numpy())
 
 
-def _reader_weight(read: Read, channels: Channels) -> str:
-    """The parameter that reads, where it is one (perhaps transposed) and serves this read alone."""
-    name = channels.parameter_behind(read.b)
+def _reader_weight(read: Read, channels: Channels) -> tuple[str, int]:
+    """The parameter that reads, if it is one (perhaps transposed) and serves this read alone, and along which dim."""
+    name, axis = channels.parameter_behind(read.b), read.b_label.axis
     readers = {
         op.index
         for op in channels.tape.ops
         if op.name not in ("aten.t", "aten.transpose")
         and any(channels.parameter_behind(ref.index) == name for ref in op.refs)
     }
-    return name if len(readers) == 1 else ""
+    if len(readers) != 1 or not name:
+        return "", axis
+    if channels.tape.params[name] == read.b:
+        return name, axis
+    return (name, 1 - axis) if len(channels.tape.shapes[read.b]) == 2 else ("", axis)
 
 
-def _takes_bias(read: Read, channels: Channels, module: nn.Module, weight: str) -> bool:
+def _takes_bias(read: Read, channels: Channels, module: nn.Module, weight: str, dim: int) -> bool:
     """Whether the reader sees no padding and is a module that adds a bias of its own."""
-    owner = module.get_submodule(weight.rpartition(".")[0]) if weight else None
-    op = channels.tape.ops[read.op]
+    path = weight.rpartition(".")[0]
+    op, owner = channels.tape.ops[read.op], module.get_submodule(path) if weight else None
+    biased = any(channels.parameter_behind(ref.index) == f"{path}.bias" for ref in op.refs)
+    if dim != 1 or op.module != path or not (biased or _adds_bias(owner)):
+        return False
     if isinstance(owner, nn.Linear):
         return True
     plain_conv = isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d) and owner.padding_mode == "zeros"
     return plain_conv and op.name == "aten.convolution" and not any(op.args[4])
+
+
+def _adds_bias(owner: nn.Module | None) -> bool:
+    """Whether it is torch's own forward that runs, which adds a bias where there is one."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return any(type(owner).forward is kind.forward for kind in kinds if isinstance(owner, kind))
 
 
 def _choose_keeper(take: _Take, removed: Bools) -> None:
@@ -179,11 +193,10 @@ def _fold(module: nn.Module, takes: list[_Take], removed: Bools) -> dict[str, Te
             added = taps @ constants
             replace[name] = (added + tensors[name].detach() if name in tensors else added).to(weight.dtype)
         else:
-            share = (constants / take.constant[take.keeper]).reshape(1, -1, *[1] * (wide.ndim - 2))
-            dim = take.read.b_label.axis
-            share = share.movedim(1, dim) if dim != 1 else share
+            shape = [-1 if dim == take.dim else 1 for dim in range(wide.ndim)]
+            share = (constants / take.constant[take.keeper]).reshape(shape)
+            column = (wide * share).sum(take.dim, keepdim=True)
             wide = wide.clone()
-            column = (wide * share).sum(dim, keepdim=True)
-            wide.narrow(dim, take.keeper, 1).add_(column)
+            wide.narrow(take.dim, take.keeper, 1).add_(column)
             replace[take.weight] = wide.to(weight.dtype)
     return replace
