@@ -122,6 +122,8 @@ def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model
     if checkpoint.config is not None:
         return _from_config(checkpoint, checkpoint.config, opening)
     spec, why = _choose(checkpoint, opening.arch)
+    if opening.arch is not None:  # a guess fits the plain names
+        checkpoint = checkpoint.spelled(blank(spec).state_dict())
     module = filled(spec, checkpoint.state, Journal(), str(checkpoint.path))
     found = _model(checkpoint, module, spec, Journal(), _input(spec, module, opening.input_shape))
     return replace(found, notes=[*found.notes, why]) if why else found
@@ -139,7 +141,7 @@ def _model(
         input=shape,
         path=checkpoint.path,
         container=checkpoint.container,
-        notes=checkpoint.notes,
+        notes=checkpoint.remarks,
     )
 
 

@@ -85,16 +85,25 @@ def _as_state(value: Any) -> State | None:
     return {k: v.detach() for k, v in tensors.items()}
 
 
+def spellings(state: State) -> Iterator[tuple[State, list[str]]]:
+    """The names of a file as they may be meant, each with notes: as they are written, then without one wrapper's
+    prefix after the other; the same with masks and parametrizations folded into their weights.
+
+    The last are the plain names of `plain_names`.
+    """
+    folded, notes = fold_reparametrized(state)
+    for start, said in [(state, []), (folded, notes)] if notes else [(state, notes)]:
+        yield start, said
+        current, removed = start, ""
+        while prefix := next((p for p in _PREFIXES if current and all(k.startswith(p) for k in current)), None):
+            current = {k.removeprefix(prefix): v for k, v in current.items()}
+            removed += prefix
+            yield current, [*said, f"prefix {removed!r} taken off"]
+
+
 def plain_names(state: State) -> tuple[State, list[str]]:
     """Fold masks and parametrizations into their weights, and take wrappers' prefixes off."""
-    state, notes = fold_reparametrized(state)
-    removed = []
-    while prefix := next((p for p in _PREFIXES if state and all(k.startswith(p) for k in state)), None):
-        state = {k.removeprefix(prefix): v for k, v in state.items()}
-        removed.append(prefix)
-    if removed:
-        notes.append(f"prefix {''.join(removed)!r} taken off")
-    return state, notes
+    return list(spellings(state))[-1]
 
 
 def _masked(parts: list[Tensor]) -> Tensor:

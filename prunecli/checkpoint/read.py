@@ -11,15 +11,15 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunecli.checkpoint.names import State, find_state, plain_names
+from prunecli.checkpoint.names import State, find_state, plain_names, spellings
 from prunecli.errors import CheckpointError, UnsafeFileError
 
 METADATA_KEY = "prunecli"
@@ -34,10 +34,11 @@ class Checkpoint:
     Attributes:
         path: the file.
         format: its kind, for people.
-        state: tensors by plain name.
+        state: tensors by name.
         module: the module itself, where the file held one.
         container: our own metadata, where we wrote the file.
         notes: choices made while reading.
+        written, renamed: the tensors as the file names them, and what was done to the names.
     """
 
     path: Path
@@ -47,6 +48,21 @@ class Checkpoint:
     container: Mapping[str, Any] | None = None
     config: Mapping[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    written: State = field(default_factory=dict)
+    renamed: list[str] = field(default_factory=list)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Everything the user should know of how it was read."""
+        return [*self.notes, *self.renamed]
+
+    def spelled(self, names: Collection[str]) -> Checkpoint:
+        """The same with the names that a module has, where some way to read the file's names gives those."""
+        wanted = _telling(names)
+        for state, notes in spellings(self.written):
+            if _telling(state) == wanted:
+                return replace(self, state=state, renamed=notes)
+        return self
 
 
 def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Checkpoint:
@@ -79,9 +95,14 @@ def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Ch
             f"{path} is damaged or not what it seems ({kind.title}): {_brief(error)}", hint=_INTERRUPTED
         ) from error
     module = payload if isinstance(payload, nn.Module) and not isinstance(payload, torch.jit.ScriptModule) else None
-    state, notes = find_state(payload, key)
-    state, more = (state, []) if container is not None or module is not None else plain_names(state)
-    return Checkpoint(path, kind.title, state, module, container, notes=notes + more)
+    written, notes = find_state(payload, key)
+    state, renamed = (written, []) if container is not None or module is not None else plain_names(written)
+    return Checkpoint(path, kind.title, state, module, container, None, notes, written, renamed)
+
+
+def _telling(names: Iterable[str]) -> set[str]:
+    """Without the counters of batch norm, which old files lack."""
+    return {name for name in names if not name.endswith("num_batches_tracked")}
 
 
 def _nearest(name: str, near: list[str]) -> str:

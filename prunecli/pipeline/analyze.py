@@ -46,7 +46,7 @@ def analyze(
         if opening.arch or data or why or checkpoint.container is not None:
             raise
         note = f"{error.problem}; without one there are no FLOPs, channel groups or accuracy. {error.hint}"
-        return _of_state(checkpoint.path, checkpoint.format, checkpoint.state, [*checkpoint.notes, note])
+        return _of_state(checkpoint.path, checkpoint.format, checkpoint.state, [*checkpoint.remarks, note])
     return _of_model(model, data, why)
 
 

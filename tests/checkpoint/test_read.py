@@ -19,6 +19,7 @@ from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.checkpoint.read import read
 from prunecli.errors import CheckpointError, UnsafeFileError
+from prunecli.model import Opening, open_model
 
 State = dict[str, Tensor]
 
@@ -102,6 +103,46 @@ def test_parametrized_weights_are_folded(tmp_path: Path) -> None:
     found = read(tmp_path / "norm.pt").state
     assert found.keys() == {"0.weight", "0.bias"}
     torch.testing.assert_close(found["0.weight"], net[0].weight.detach())
+
+
+WRAPPING = """
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = weight_norm(nn.Conv2d(3, 4, 3)), nn.Linear(4, 2)
+    def forward(self, x):
+        return self.head(self.conv(x).mean((2, 3)))
+
+class Wrapping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = Inner()
+    def forward(self, x):
+        return self.model(x)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arch", "prefix", "note"),
+    [
+        ("Wrapping", "", ""),
+        ("Wrapping", "module.", "prefix 'module.' taken off"),
+        ("Inner", "module._orig_mod.", "prefix 'module._orig_mod.' taken off"),
+    ],
+)
+def test_names_that_are_the_models_own_stay(arch: str, prefix: str, note: str, tmp_path: Path) -> None:
+    """A prefix may be a wrapper's or the model's; weight norm may be left over or in use."""
+    (tmp_path / "net.py").write_text(WRAPPING)
+    opening = Opening(arch=f"{tmp_path / 'net.py'}:{arch}", input_shape=(1, 3, 8, 8))
+    fresh = open_model(opening.arch, Opening(input_shape=(1, 3, 8, 8))).module
+    path = tmp_path / "weights.pt"
+    torch.save({f"{prefix}{name}": t for name, t in fresh.state_dict().items()}, path)
+    opened = open_model(str(path), opening)
+    assert all(torch.equal(t, opened.module.state_dict()[name]) for name, t in fresh.state_dict().items())
+    assert opened.notes == ([note] if note else [])
 
 
 def test_shared_tensors_stay_shared(tmp_path: Path) -> None:
