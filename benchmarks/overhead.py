@@ -32,6 +32,7 @@ def one(name: str, asked: argparse.Namespace) -> dict[str, float]:
 
     from prunecli.arch.registry import build
     from prunecli.arch.spec import parse
+    from prunecli.graph.tape import Example
     from prunecli.pipeline.operate import prunable
     from prunecli.recipe.load import validate
     from prunecli.recipe.schema import Train
@@ -46,7 +47,9 @@ def one(name: str, asked: argparse.Namespace) -> dict[str, float]:
     hooks = []
     if TRAIN[name]:
         recipe = validate({"version": 1, **TRAIN[name]})
-        found = recipe.method.hook(list(prunable(module, recipe.method)), recipe.budget)
+        found = recipe.method.hook(
+            list(prunable(module, Example((torch.zeros(1, 3, 32, 32),)), recipe.method)), recipe.budget
+        )
         hooks = [found]
     moments = []
 

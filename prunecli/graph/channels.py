@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -16,6 +16,22 @@ from torch import nn
 from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read, Split, along
 from prunecli.graph.rules import NOT_A_CHANNEL, Call, apply
 from prunecli.graph.tape import Example, Tape, named_tensors, record
+
+Dims = tuple[int, ...]
+
+
+def _swapped(dims: Dims, first: int, second: int) -> Dims:
+    order = list(dims)
+    order[first], order[second] = order[second], order[first]
+    return tuple(order)
+
+
+# What becomes of the dims of a tensor.
+TRANSPOSES: dict[str, Callable[..., Dims]] = {
+    "aten.t": lambda dims: dims[::-1],
+    "aten.transpose": _swapped,
+    "aten.permute": lambda dims, order: tuple(dims[d] for d in order),
+}
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -88,17 +104,23 @@ class Channels:
         return found
 
     @cached_property
-    def _parameter_of(self) -> dict[int, str]:
-        """Parameters by value, transposed ones included."""
-        names = {index: name for name, index in self.tape.params.items()}
+    def _origins(self) -> dict[int, tuple[str, Dims]]:
+        """Values that are parameters, transposed ones included: which, and the parameter's dim behind each dim."""
+        found = {i: (name, tuple(range(len(self.tape.shapes[i])))) for name, i in self.tape.params.items()}
         for op in self.tape.ops:
-            if op.name in ("aten.t", "aten.transpose") and op.refs[0].index in names:
-                names[op.outputs[0]] = names[op.refs[0].index]
-        return names
+            if op.name in TRANSPOSES and op.refs[0].index in found:
+                name, dims = found[op.refs[0].index]
+                found[op.outputs[0]] = name, TRANSPOSES[op.name](dims, *op.args[1:])
+        return found
 
     def parameter_behind(self, index: int) -> str:
         """The name of the parameter that a value is, perhaps transposed; empty where it is none."""
-        return self._parameter_of.get(index, "")
+        return self._origins.get(index, ("",))[0]
+
+    def reader(self, read: Read) -> tuple[str, int]:
+        """The parameter that reads and the dim along which it does; no name where two activations are multiplied."""
+        name, dims = self._origins.get(read.b, ("", ()))
+        return (name, dims[read.b_label.axis]) if name else ("", -1)
 
     def member_names(self, group: Group) -> list[str]:
         """The slots of a group as ``parameter[dim]``."""

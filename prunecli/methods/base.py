@@ -116,9 +116,9 @@ class Method(Closed):
         """How much of the way to the budget is gone after each step."""
         return budget.progress
 
-    def prunable(self, module: nn.Module, names: list[str]) -> list[str]:
+    def prunable(self, module: nn.Module, example: Example, names: list[str]) -> list[str]:
         """Of the weights with two or more dims those that may become zero."""
-        del module
+        del module, example
         return names
 
     def start(self, evidence: Evidence) -> nn.Module | None:

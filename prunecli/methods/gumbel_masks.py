@@ -189,9 +189,10 @@ class ChannelMasks(Masks):
         self._readers = self._widths.readers()
         for reader in self._readers:
             owner, _, attribute = reader.name.rpartition(".")
-            weight = module.get_parameter(reader.name)
+            layer = module.get_submodule(owner)
+            weight = getattr(layer, attribute)  # a weight that reads along two dims is masked twice
             masked = MaskedReader(self._mask, torch.from_numpy(place[reader.channels]), reader.dim, weight)
-            parametrize.register_parametrization(module.get_submodule(owner), attribute, masked, unsafe=True)
+            parametrize.register_parametrization(layer, attribute, masked, unsafe=True)
 
     def masks(self) -> Sequence[Mask]:
         """The one mask."""

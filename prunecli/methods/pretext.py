@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunecli.errors import InputError
-from prunecli.graph.tape import output_tensors
+from prunecli.graph.tape import Example, output_tensors, record
 from prunecli.methods.hook import Batch, Course, Hook
 
 EMBEDDING = 128
@@ -20,17 +20,17 @@ BANK_MOMENTUM = 0.5
 NEGATIVES = 4096
 
 
-def head_of(module: nn.Module) -> str:
-    """Path of the layer that answers: the last linear one, or the last convolution where there is none.
+def head_of(module: nn.Module, example: Example) -> str:
+    """Path of the layer that answers: the linear one that runs last, or the last convolution where there is none.
 
     Raises:
         InputError: there is neither.
     """
-    kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv2d)
-    for kind in kinds:
-        found: list[str] = [name for name, layer in module.named_modules() if isinstance(layer, kind)]
-        if found:
-            return found[-1]
+    ran = [op.module for op in reversed(record(module, example).live_ops())]
+    for kind in (nn.Linear, nn.Conv2d):
+        found = next((path for path in ran if isinstance(module.get_submodule(path), kind)), None)
+        if found is not None:
+            return found
     raise InputError("the model has no last layer to put a pretext task on", hint="a classifier with a linear layer")
 
 
@@ -51,8 +51,7 @@ class Pretext(Hook):
 
     def attach(self, module: nn.Module, course: Course) -> None:
         """Put a new last layer in the place of the old one."""
-        del course
-        self._path = head_of(module)
+        self._path = head_of(module, course.example)
         self._head = module.get_submodule(self._path)
         module.set_submodule(self._path, answering(self._head, self.outputs))
 

@@ -18,6 +18,8 @@ from prunecli.recipe.schema import Budget, Train
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from prunecli.graph.tape import Example
+
 
 class SelfSupervision(Method):
     """Fields of ``method: {name: selfsup}``.
@@ -58,11 +60,11 @@ class SelfSupervision(Method):
         shares = [(1 - (1 - self.fraction) ** number) / budget.amount for number in range(1, rounds)]
         return [*shares, 1.0]
 
-    def prunable(self, module: nn.Module, names: list[str]) -> list[str]:
+    def prunable(self, module: nn.Module, example: Example, names: list[str]) -> list[str]:
         """All but the last layer, whose outputs are classes (section 3.1)."""
         from prunecli.methods.pretext import head_of
 
-        head = head_of(module)
+        head = head_of(module, example)
         return [name for name in names if name != f"{head}.weight"]
 
     def start(self, evidence: Evidence) -> nn.Module | None:

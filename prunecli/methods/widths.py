@@ -94,14 +94,14 @@ class Widths:
 
     def readers(self) -> list[Reader]:
         """The dims of parameters along which a channel that may go is read."""
-        read: dict[str, set[int]] = {}
+        read: dict[tuple[str, int], set[int]] = {}
         for each in self.channels.reads:
             ids = each.b_label.ids.reshape(-1)
-            read.setdefault(self.channels.parameter_behind(each.b), set()).update(self.channels.of(ids).tolist())
+            read.setdefault(self.channels.reader(each), set()).update(self.channels.of(ids).tolist())
         return [
             Reader(slot.name, slot.dim, slot.channels)
             for slot in self.channels.slots
-            if not read.get(slot.name, set()).isdisjoint(slot.channels[self.free[slot.channels]].tolist())
+            if not read.get((slot.name, slot.dim), set()).isdisjoint(slot.channels[self.free[slot.channels]].tolist())
         ]
 
 
@@ -127,6 +127,6 @@ def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Res
 def _read_by_activations(channels: Channels) -> set[int]:
     found: set[int] = set()
     for read in channels.reads:
-        if not channels.parameter_behind(read.b):
+        if not channels.reader(read)[0]:
             found.update(channels.of(read.a_label.ids.reshape(-1)).tolist())
     return found

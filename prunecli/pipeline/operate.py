@@ -166,7 +166,7 @@ def _zeros(case: _Case) -> Operated:
 
 def _sparsity(case: _Case) -> float:
     """Share of zeros among the prunable weights."""
-    weights = prunable(case.module, case.method).values()
+    weights = prunable(case.module, case.example, case.method).values()
     return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
@@ -179,8 +179,9 @@ def _reached(case: _Case, stripped: Stripped) -> BudgetFacts:
 
 def _weights(case: _Case) -> Operated:
     """Zero the weights of least score, then strip what died of it."""
-    chosen = prunable(case.module, case.method)
-    total = sum(weight.numel() for weight in prunable(case.reference.module, case.method).values())
+    chosen = prunable(case.module, case.example, case.method)
+    whole = prunable(case.reference.module, case.reference.example, case.method)
+    total = sum(weight.numel() for weight in whole.values())
     gone = total - sum(weight.numel() for weight in chosen.values())
     scores = _shared_out(case, chosen, case.method.weight_scores(case.evidence(case.module), chosen))
     if case.recipe.budget is None or case.budget.unit == "layers":
@@ -206,7 +207,7 @@ def _shared_out(case: _Case, weights: dict[str, Tensor], scores: dict[str, Tenso
     return {name: torch.from_numpy(given[name]).reshape(weights[name].shape) for name in given}
 
 
-def prunable(module: nn.Module, method: Method) -> dict[str, Tensor]:
+def prunable(module: nn.Module, example: Example, method: Method) -> dict[str, Tensor]:
     """Weights that sparsity is counted over: those with two or more dims, in modules that are not excluded."""
     names = [name for name, _ in module.named_modules() if name]
     excluded = select(method.exclude, names)
@@ -215,7 +216,7 @@ def prunable(module: nn.Module, method: Method) -> dict[str, Tensor]:
         for name, p in module.named_parameters()
         if p.ndim > 1 and p.is_floating_point() and name.rpartition(".")[0] not in excluded
     }
-    chosen = method.prunable(module, list(weights))
+    chosen = method.prunable(module, example, list(weights))
     if not chosen:
         raise InputError("no prunable weight is left", hint="exclude fewer layers")
     return {name: weights[name] for name in chosen}

@@ -105,7 +105,7 @@ def _with_extras(way: Way, recipe: Recipe, opened: Model, images: Data | None) -
     if asked.linear_probe:
         if images is None or images.classes is None:
             raise InputError("a linear probe needs images with labels", hint="data: in the recipe, or --data")
-        found["linear probe"] = linear_probe(way.model.module, images.train, images.test, recipe.seed)
+        found["linear probe"] = linear_probe(way.model.module, way.model.example, images, recipe.seed)
     if asked.layers is not None:
         write_layers(Path(asked.layers), layers)
     return replace(way, outcomes=found, by_layer=layers)

@@ -102,7 +102,7 @@ class Steps:
 
     def _hook(self, model: Model) -> Hook | None:
         """What the method adds to training; None where it does not train."""
-        return self.method.hook(list(prunable(model.module, self.method)), self.recipe.budget)
+        return self.method.hook(list(prunable(model.module, model.example, self.method)), self.recipe.budget)
 
     def _trained_for(self, way: Way, hook: Hook) -> Way:
         """Train until the method has made its zeros, then strip what died of them."""

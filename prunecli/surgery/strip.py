@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
-from prunecli.graph.channels import Bools, Channels, Ints, trace
+from prunecli.graph.channels import TRANSPOSES, Bools, Channels, Ints, trace
 from prunecli.graph.labels import Label, Read
 from prunecli.graph.tape import Example, named_tensors
 from prunecli.surgery.apply import cut
@@ -132,19 +132,14 @@ def _along_zero(field: Tensor | None, read: Read) -> Bools:
 
 
 def _reader_weight(read: Read, channels: Channels) -> tuple[str, int]:
-    """The parameter that reads, if it is one (perhaps transposed) and serves this read alone, and along which dim."""
-    name, axis = channels.parameter_behind(read.b), read.b_label.axis
+    """The parameter that reads, where it is one and serves this read alone, and the dim along which it does."""
+    name, dim = channels.reader(read)
     readers = {
         op.index
         for op in channels.tape.ops
-        if op.name not in ("aten.t", "aten.transpose")
-        and any(channels.parameter_behind(ref.index) == name for ref in op.refs)
+        if op.name not in TRANSPOSES and any(channels.parameter_behind(ref.index) == name for ref in op.refs)
     }
-    if len(readers) != 1 or not name:
-        return "", axis
-    if channels.tape.params[name] == read.b:
-        return name, axis
-    return (name, 1 - axis) if len(channels.tape.shapes[read.b]) == 2 else ("", axis)
+    return (name, dim) if len(readers) == 1 else ("", dim)
 
 
 def _takes_bias(read: Read, channels: Channels, module: nn.Module, weight: str, dim: int) -> bool:

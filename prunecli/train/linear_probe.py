@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunecli.graph.tape import Example
 from prunecli.methods.pretext import head_of
+from prunecli.train.data import Data
 from prunecli.train.evaluate import BATCH
 from prunecli.train.split import Split
 
@@ -17,30 +19,31 @@ MOST = 20_000  # training images that the classifier is fitted on
 
 
 @torch.no_grad()
-def linear_probe(module: nn.Module, train: Split, test: Split, seed: int) -> float:
+def linear_probe(module: nn.Module, example: Example, data: Data, seed: int) -> float:
     """Top-1 on the test images of a ridge regression from what the last layer reads to the classes.
 
     In closed form, so that it has nothing to tune.
     """
+    head, train, test = head_of(module, example), data.train, data.test
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:MOST]
-    features, labels = _features(module, train, order)
+    features, labels = _features(module, head, train, order)
     mean = features.mean(0)
     centred = features - mean
     targets = F.one_hot(labels).double()
     normal = centred.T @ centred
     normal.diagonal().add_(RIDGE * normal.diagonal().mean())
     weights = torch.linalg.solve(normal, centred.T @ (targets - targets.mean(0)))
-    seen, answers = _features(module, test, torch.arange(len(test)))
+    seen, answers = _features(module, head, test, torch.arange(len(test)))
     return float((((seen - mean) @ weights + targets.mean(0)).argmax(1) == answers).double().mean())
 
 
-def _features(module: nn.Module, split: Split, indices: Tensor) -> tuple[Tensor, Tensor]:
+def _features(module: nn.Module, head: str, split: Split, indices: Tensor) -> tuple[Tensor, Tensor]:
     """(N, features) float64 that the last layer reads, its positions averaged, with the labels (N,)."""
-    found = list(_read_by_head(module.eval(), split, list(indices.split(BATCH))))
+    found = list(_read_by(module.eval(), head, split, list(indices.split(BATCH))))
     return torch.cat(found).double(), split.labels[indices]
 
 
-def _read_by_head(module: nn.Module, split: Split, batches: list[Tensor]) -> Iterator[Tensor]:
+def _read_by(module: nn.Module, path: str, split: Split, batches: list[Tensor]) -> Iterator[Tensor]:
     home = next(module.parameters())
     caught: list[Tensor] = []
 
@@ -48,7 +51,7 @@ def _read_by_head(module: nn.Module, split: Split, batches: list[Tensor]) -> Ite
         del layer
         caught.append(args[0].flatten(2).mean(2) if args[0].ndim > 2 else args[0])
 
-    handle = module.get_submodule(head_of(module)).register_forward_pre_hook(catch)
+    handle = module.get_submodule(path).register_forward_pre_hook(catch)
     try:
         for images in split.batches(batches):
             caught.clear()

@@ -209,6 +209,32 @@ def test_channels_of_every_kind_of_layer_can_be_masked(tmp_path: Path) -> None:
     assert {cut.group for cut in facts.cuts} & {"inner", "stem"}
 
 
+class Square(nn.Module):
+    """One weight whose rows and columns are the same channels, another that reads along both of its dims."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.square, self.last = nn.Linear(64, 16), nn.Linear(16, 16), nn.Linear(16, 10)
+        self.both = nn.Parameter(torch.randn(16, 16) / 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1)).relu()
+        x = x + self.square(x).relu()
+        return self.last((x @ self.both).relu() @ self.both.T)
+
+
+def test_a_square_weight_is_masked_where_it_reads() -> None:
+    torch.manual_seed(0)
+    hook = ChannelMasks(METHOD, Budget(params=0.6))
+    module = Square()
+    hook.attach(module, course(10))
+    assert len(module.square.parametrizations.weight) == 1
+    assert len(module.parametrizations.both) == 2
+    module(torch.zeros(2, 1, 8, 8))
+    hook.finalize(module)
+    assert not parametrize.is_parametrized(module)
+
+
 def test_a_batch_norm_before_a_stream_that_others_write_takes_no_channel_along(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no channel goes with its batch norms"):
         prune_odd(tmp_path, {"name": "str", "structure": "channel"})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import prunecli
 from prunecli.errors import DataError, InputError
+from prunecli.graph.tape import Example
 from prunecli.methods.hook import Batch
 from prunecli.methods.pretext import OBJECTIVES, Instance, head_of, quarter_turns, view
 from prunecli.methods.selfsup import SelfSupervision
@@ -65,8 +66,23 @@ def test_the_last_layer_and_the_norms_stay(tmp_path: Path) -> None:
     path = tmp_path / "o.safetensors"
     prunecli.prune(recipe(0.5), DIGITS, path)
     found, start = (open_model(str(p), Opening()).module for p in (path, DIGITS))
-    head = head_of(start)
+    head = head_of(start, Example((torch.zeros(1, 1, 8, 8),)))
     assert int((found.get_submodule(head).weight == 0).sum()) == int((start.get_submodule(head).weight == 0).sum())
+
+
+class Backwards(nn.Module):
+    """The layer that answers is made first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer, self.body = nn.Linear(32, 10), nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.answer(self.body(x))
+
+
+def test_the_last_layer_is_the_one_that_runs_last() -> None:
+    assert head_of(Backwards(), Example((torch.zeros(1, 1, 8, 8),))) == "answer"
 
 
 def test_rotation_labels_are_the_turns() -> None:
