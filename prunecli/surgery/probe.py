@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,13 +17,14 @@ from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Group, components, trace, walk
 from prunecli.graph.garbage import uncollected
-from prunecli.graph.labels import Book
+from prunecli.graph.labels import Book, Split
 from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, record_private
 from prunecli.surgery.apply import cut
 from prunecli.surgery.fix import head_numbers
 from prunecli.surgery.plan import repair
 
 Restrict = Callable[[Channels], Channels]
+Heads = dict[str, frozenset[int]]  # modules whose attention heads go as a whole, and how many they may have
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,16 @@ def _numbers(op: Op, by_data: bool) -> list[float]:
     return [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
 
 
+def only_whole(module: nn.Module) -> Heads:
+    """Torch's own attention: its scale follows from the width of a head, so that heads cannot get narrower."""
+    return {p: head_numbers(m) for p, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)}
+
+
+def whole_as_well(module: nn.Module, splits: Iterable[Split]) -> Heads:
+    """The modules that split channels into heads, which may go as a whole instead."""
+    return {split.module: head_numbers(module.get_submodule(split.module)) for split in splits}
+
+
 @uncollected()
 def survey(
     module: nn.Module,
@@ -123,18 +134,13 @@ def survey(
         through_norms: let channels go that a layer norm or a mean runs over.
     """
 
-    def find(whole: Mapping[str, frozenset[int]]) -> Channels:
+    def find(whole: Heads) -> Channels:
         return settle(module, example, restrict(trace(module, example, whole, through_norms=through_norms)))
 
-    # torch's own attention derives its scale from the width of a head, so that no trial of narrower ones can succeed
-    whole = {p: head_numbers(m) for p, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    whole = only_whole(module)
     channels = find(whole)
-    stuck = {
-        s.module: head_numbers(module.get_submodule(s.module))
-        for s in channels.splits
-        if s.module not in whole and channels.frozen[channels.of(s.ids)].all()
-    }
-    if not stuck:
+    stuck = whole_as_well(module, [s for s in channels.splits if channels.frozen[channels.of(s.ids)].all()])
+    if stuck.keys() <= whole.keys():
         return channels
     again = find(whole | stuck)
     return again if _free(again) > _free(channels) else channels

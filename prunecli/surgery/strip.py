@@ -12,6 +12,7 @@ zero, or its value is a constant c that the reader can take over:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +26,10 @@ from prunecli.graph.tape import Example, named_tensors
 from prunecli.surgery.apply import cut
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.plan import repair
-from prunecli.surgery.probe import Restrict, settle
+from prunecli.surgery.probe import Restrict, only_whole, settle, whole_as_well
 
 Floats = NDArray[np.float64]
+Replace = dict[str, Tensor]  # tensors in place of the model's own
 
 
 @dataclass(frozen=True)
@@ -61,19 +63,31 @@ def strip(module: nn.Module, example: Example, restrict: Restrict = lambda chann
         restrict: freezes groups that must stay whole.
     """
     journal, total = Journal(), 0
-    while True:
-        channels = restrict(trace(module, example))
+    while (found := _dead(module, example, restrict)) is not None:
+        channels, removed, replace = found
+        module, done = cut(module, channels, removed, replace=replace)
+        journal, total = journal.then(done), total + int(removed.sum())
+    return Stripped(module, journal, total)
+
+
+def _dead(module: nn.Module, example: Example, restrict: Restrict) -> tuple[Channels, Bools, Replace] | None:
+    """Channels that do not matter, None where there are none: those of narrower heads, or else heads as a whole."""
+    whole, again = only_whole(module), True
+    while again:
+        channels = restrict(trace(module, example, whole))
         removed, replace = _plan(module, channels)
         while removed.any() and (settled := settle(module, example, channels, removed)) is not channels:
             channels = settled
             removed, replace = _plan(module, channels)
-        if not removed.any():
-            return Stripped(module, journal, total)
-        module, done = cut(module, channels, removed, replace=replace)
-        journal, total = journal.then(done), total + int(removed.sum())
+        if removed.any():
+            return channels, removed, replace
+        more = whole_as_well(module, channels.splits)
+        again = not more.keys() <= whole.keys()
+        whole |= more
+    return None
 
 
-def _plan(module: nn.Module, channels: Channels) -> tuple[Bools, dict[str, Tensor]]:
+def _plan(module: nn.Module, channels: Channels) -> tuple[Bools, Replace]:
     fields = propagate(channels.tape, dict(named_tensors(module)))
     takes = [_take(read, module, channels, fields) for read in channels.reads]
     removed = np.zeros(channels.count, dtype=np.bool_)
@@ -92,14 +106,24 @@ def _take(read: Read, module: nn.Module, channels: Channels, fields: Fields) -> 
     channel = channels.of(read.a_label.rows().reshape(-1))
     if read.b_label.rows().numel() > len(channel):
         channel = channels.of(read.b_label.rows().reshape(-1))
-    constant = np.broadcast_to(values.reshape(-1) if values.size == len(channel) else values, (len(channel),)).copy()
-    constant[np.broadcast_to(weights, (len(channel),))] = 0.0
+    constant = _laid_out(values, len(channel), np.nan)
+    constant[_laid_out(weights, len(channel), False)] = 0.0
     name, dim = _reader_weight(read, channels)
     take = _Take(read, channel, constant, name, dim, _takes_bias(read, channels, module, name, dim))
     repeated = len(np.unique(channel)) < len(channel)
     if not name or read.groups > 1 or (repeated and not take.into_bias):
         constant[constant != 0] = np.nan  # nobody can take this constant over
     return take
+
+
+def _laid_out(known: NDArray[Any], size: int, unknown: float) -> NDArray[Any]:
+    """(size,) flat; unknown where values and weights run over their channels in different ways."""
+    if known.size in (1, size):
+        return np.broadcast_to(known.reshape(-1), (size,)).copy()
+    if known.shape[-1] == size and (known == known[:1]).all():  # rows that are alike
+        row: NDArray[Any] = known[0].copy()
+        return row
+    return np.full(size, unknown, dtype=known.dtype)
 
 
 def _along(field: Tensor | None, label: Label) -> Floats:
@@ -172,7 +196,7 @@ def _choose_keeper(take: _Take, removed: Bools) -> None:
     removed[take.channel[take.keeper]] = False
 
 
-def _fold(module: nn.Module, takes: list[_Take], removed: Bools) -> dict[str, Tensor]:
+def _fold(module: nn.Module, takes: list[_Take], removed: Bools) -> Replace:
     """New weights and biases that take over the constants of the removed channels."""
     tensors, replace = dict(named_tensors(module)), {}
     for take in takes:
