@@ -77,7 +77,7 @@ def run(name: str, row: Row, asked: argparse.Namespace) -> Row:
         path.write_text(json.dumps(recipe(row, asked.data, asked.epochs)))  # JSON is YAML
         verb = "prune" if "method" in row else "finetune"
         command = [sys.executable, "-m", "prunecli", verb, asked.checkpoint, "--recipe", str(path)]
-        out = ["-o", str(Path(folder) / "out.safetensors"), "--json", "-q"]
+        out = ["--data", asked.data, "-o", str(Path(folder) / "out.safetensors"), "--json", "-q"]
         done = subprocess.run([*command, *out], capture_output=True, text=True, check=False)
     facts = json.loads(done.stdout or "{}")
     return {"row": name, "epochs": asked.epochs, **facts}
