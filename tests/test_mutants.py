@@ -89,15 +89,27 @@ MUTANTS = {
     ),
     "other heads of what is left are not noticed": Mutant(
         "surgery/probe.py",
-        "            if any(old != new for dim, (old, new) in pairs if dim not in free):",
-        "            if False:",
+        "    return any(a != b for dim, (a, b) in pairs if dim not in free)",
+        "    return False",
         "surgery/test_attention.py::test_other_heads_of_what_is_left_are_noticed",
     ),
     "a scale may follow the width": Mutant(
         "surgery/probe.py",
-        "        if _numbers(op) != _numbers(now):",
-        "        if False:",
+        "            if _numbers(old, data) != _numbers(new, data):",
+        "            if False:",
         "surgery/test_attention.py::test_a_scale_that_follows_the_width_is_noticed",
+    ),
+    "tensors without a device make the trace need data": Mutant(
+        "graph/tape.py",
+        '        with torch.device("meta"):',
+        '        with torch.device("cpu"):',
+        "graph/test_tape.py::test_a_tensor_without_a_device_needs_no_data",
+    ),
+    "a transposed weight takes constants over along the wrong dim": Mutant(
+        "graph/channels.py",
+        "return (name, dims[read.b_label.axis])",
+        "return (name, read.b_label.axis)",
+        "surgery/test_random_sequences.py::test_every_block_alone",
     ),
     "ERK without the kernel": Mutant(
         "cost/allocation.py",

@@ -63,6 +63,17 @@ def test_python_that_needs_data_runs_on_real_tensors() -> None:
     assert any(op.name == "aten.convolution" for op in tape.ops)
 
 
+class MakesMasks(nn.Module):
+    """Tensors that it makes have no device, so that beside meta tensors they would be on the CPU."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.masked_fill(torch.ones(x.shape[-1]).bool(), 0.0) + torch.zeros(x.shape[-1])
+
+
+def test_a_tensor_without_a_device_needs_no_data() -> None:
+    assert not record(MakesMasks(), Example((torch.zeros(1, 4),))).needs_data
+
+
 def test_in_place_writes_make_new_values() -> None:
     class Adds(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
