@@ -19,6 +19,7 @@ from prunecli.arch.guess import guess
 from prunecli.arch.registry import arguments, build, default_input, skeleton
 from prunecli.arch.spec import ArchSpec, parse
 from prunecli.checkpoint.journal import Journal
+from prunecli.checkpoint.names import telling
 from prunecli.checkpoint.read import Checkpoint, read
 from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.copying import like
@@ -266,8 +267,8 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
     _restructure(module, journal, what)
     own = dict(module.state_dict(keep_vars=True))
     added = {n for n in state if n not in own and _may_add(module, n)}
-    missing = [n for n in own if n not in state and not n.endswith("num_batches_tracked")]
-    unexpected = [n for n in state if n not in own and n not in added and not n.endswith("num_batches_tracked")]
+    missing = [n for n in own if n not in state and telling(n)]
+    unexpected = [n for n in state if n not in own and n not in added and telling(n)]
     shapes = _expected(own, journal)
     wrong = [n for n in own if n in state and tuple(state[n].shape) != shapes[n]]
     if missing or unexpected or wrong:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from prunecli.arch.registry import BUILTIN, build, skeleton
 from prunecli.arch.spec import ArchSpec, parse
 from prunecli.cache import cache_dir
+from prunecli.checkpoint.names import telling
 from prunecli.errors import ArchError
 
 Shapes = dict[str, tuple[int, ...]]
@@ -37,7 +38,7 @@ class Guess:
 
 def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
     """Names and shapes, without the counters of batch norm (old checkpoints lack them)."""
-    return {n: tuple(t.shape) for n, t in state.items() if not n.endswith("num_batches_tracked")}
+    return {n: tuple(t.shape) for n, t in state.items() if telling(n)}
 
 
 def guess(state: Mapping[str, Tensor]) -> Guess | None:

@@ -159,7 +159,7 @@ class Journal:
             {found.layers[-1]: found for found in map(_expansion, data.get("expansions", []))},
             tuple(data.get("folded", [])),
             tuple(map(_gate, data.get("gates", []))),
-            {path: _rank(rank) for path, rank in data.get("ranks", {}).items()},
+            {weight: _rank(rank) for weight, rank in data.get("ranks", {}).items()},
         )
 
 

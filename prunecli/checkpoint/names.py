@@ -85,6 +85,11 @@ def _as_state(value: Any) -> State | None:
     return {k: v.detach() for k, v in tensors.items()}
 
 
+def telling(name: str) -> bool:
+    """Whether a tensor must be there: counters of batch norm are missing in old files."""
+    return not name.endswith("num_batches_tracked")
+
+
 def spellings(state: State) -> Iterator[tuple[State, list[str]]]:
     """The names of a file as they may be meant, each with notes: as they are written, then without one wrapper's
     prefix after the other; the same with masks and parametrizations folded into their weights.
@@ -92,7 +97,7 @@ def spellings(state: State) -> Iterator[tuple[State, list[str]]]:
     The last are the plain names of `plain_names`.
     """
     folded, notes = fold_reparametrized(state)
-    for start, said in [(state, []), (folded, notes)] if notes else [(state, notes)]:
+    for start, said in [(state, []), (folded, notes)] if notes else [(state, [])]:
         yield start, said
         current, removed = start, ""
         while prefix := next((p for p in _PREFIXES if current and all(k.startswith(p) for k in current)), None):

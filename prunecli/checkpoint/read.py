@@ -11,7 +11,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.checkpoint.names import State, find_state, plain_names, spellings
+from prunecli.checkpoint.names import State, find_state, plain_names, spellings, telling
 from prunecli.errors import CheckpointError, UnsafeFileError
 
 METADATA_KEY = "prunecli"
@@ -58,9 +58,9 @@ class Checkpoint:
 
     def spelled(self, names: Collection[str]) -> Checkpoint:
         """The same with the names that a module has, where some way to read the file's names gives those."""
-        wanted = _telling(names)
+        wanted = set(filter(telling, names))
         for state, notes in spellings(self.written):
-            if _telling(state) == wanted:
+            if set(filter(telling, state)) == wanted:
                 return replace(self, state=state, renamed=notes)
         return self
 
@@ -98,11 +98,6 @@ def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Ch
     written, notes = find_state(payload, key)
     state, renamed = (written, []) if container is not None or module is not None else plain_names(written)
     return Checkpoint(path, kind.title, state, module, container, None, notes, written, renamed)
-
-
-def _telling(names: Iterable[str]) -> set[str]:
-    """Without the counters of batch norm, which old files lack."""
-    return {name for name in names if not name.endswith("num_batches_tracked")}
 
 
 def _nearest(name: str, near: list[str]) -> str:

@@ -17,6 +17,8 @@ from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read,
 from prunecli.graph.rules import NOT_A_CHANNEL, Call, apply
 from prunecli.graph.tape import Example, Tape, named_tensors, record
 
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 Dims = tuple[int, ...]
 
 
@@ -32,9 +34,6 @@ TRANSPOSES: dict[str, Callable[..., Dims]] = {
     "aten.transpose": _swapped,
     "aten.permute": lambda dims, order: tuple(dims[d] for d in order),
 }
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class SoftThresholds(Method):
 
     Attributes:
         structure: ``channel`` puts the thresholds on the scales of batch norms, ``rank`` on the singular values of
-            linear layers, which become two smaller ones.
+            linear and recurrent weights, which become two smaller ones.
         s_init: where every s starts; inserting the thresholds changes no output.
         ramp: share of the run after which the asked sparsity is reached.
     """

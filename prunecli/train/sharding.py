@@ -26,7 +26,7 @@ def shard(module: nn.Module, device: torch.device) -> None:
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    """What the outermost lists and sequences of a model hold, where it has weights that nobody else has."""
+    """What the outermost lists and sequences of a model hold, where it has matrices."""
     if isinstance(module, nn.Sequential | nn.ModuleList):
         return [child for child in module.children() if any(p.ndim > 1 for p in child.parameters())]
     return [block for child in module.children() for block in _blocks(child)]
