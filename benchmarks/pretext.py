@@ -1,6 +1,7 @@
 """Are masks that are found without labels as good? Masks by each objective, re-trained from the same random weights.
 
 python benchmarks/pretext.py [--model digits_net] [--data digits] [--sparsity 0.9] [--epochs 20] [--seeds 3]
+    [--fraction 0.2] [--only labels,rotation]
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--pretext", type=int, default=6)
+    parser.add_argument("--fraction", type=float, default=0.2, help="of what is left that goes in every round")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="labels,rotation,exemplar,instance,random")
     asked = parser.parse_args()
     print(
         f"prunecli {version('prunecli')}, torch {torch.__version__}, {asked.model}, {asked.data}, {asked.sparsity:.0%}"
@@ -34,11 +37,12 @@ def main() -> None:
     print("| seed | mask by | top-1 after training with labels | overlap with the mask by labels | of random masks |")
     print("| --- | --- | --- | --- | --- |")
     short = {"epochs": asked.pretext, "lr": 0.05, "batch_size": 64, "validation": 0.0}
-    objectives = ("labels", "rotation", "exemplar", "instance")
     methods: dict[str, dict[str, Any]] = {
-        name: {"name": "selfsup", "objective": name, "pretext": short} for name in objectives
+        name: {"name": "selfsup", "objective": name, "fraction": asked.fraction, "pretext": short}
+        for name in asked.only.split(",")
     }
-    methods["random"] = {"name": "random", "structure": "weight"}
+    if "random" in methods:
+        methods["random"] = {"name": "random", "structure": "weight"}
     for seed in range(asked.seeds):
         with tempfile.TemporaryDirectory() as folder:
             reference = Path(folder) / "labels.safetensors"

@@ -149,12 +149,10 @@ def written(group: Group, channels: Channels) -> dict[str, tuple[int, ...]]:
 
 def label_parameters(module: nn.Module, book: Book) -> dict[tuple[str, int], torch.Tensor]:
     """A fresh id for each index of each dim longer than 1 of each parameter and buffer."""
-    return {
-        (name, dim): book.fresh(size)
-        for name, tensor in named_tensors(module)
-        for dim, size in enumerate(tensor.shape)
-        if size > 1
+    sizes = {
+        (name, dim): size for name, tensor in named_tensors(module) for dim, size in enumerate(tensor.shape) if size > 1
     }
+    return dict(zip(sizes, book.fresh(sum(sizes.values())).split([*sizes.values()]), strict=True))
 
 
 def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> dict[int, Labels]:
@@ -234,13 +232,11 @@ def connect(
 ) -> Channels:
     """Connected components of all ties."""
     channel_of = components(book.next_id, book.ties)
-    frozen = np.zeros(int(channel_of.max()) + 1, dtype=np.bool_)
-    reasons: dict[int, str] = {}
-    for freeze in book.freezes:
-        hit = np.unique(channel_of[freeze.ids.numpy()])
-        frozen[hit] = True
-        for channel in hit.tolist():
-            reasons.setdefault(channel, freeze.reason)
+    first = np.full(int(channel_of.max()) + 1, len(book.freezes))  # the first freeze of each channel, if any
+    for number, freeze in reversed([*enumerate(book.freezes)]):
+        first[channel_of[freeze.ids.numpy()]] = number
+    frozen = first < len(book.freezes)
+    reasons = {channel: book.freezes[first[channel]].reason for channel in np.flatnonzero(frozen).tolist()}
     frozen[0] = True
     placed = tuple(Slot(name, dim, channel_of[ids.numpy()]) for (name, dim), ids in slots.items())
     blocks, filters = (

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from prunecli.graph.tape import Op, Ref, Tape, flatten
 NOT_A_CHANNEL = "not a channel dim"  # kernel and position dims
 
 Rule = Callable[["Call", Book], list[Labels]]
+Letters = tuple[str, ...]  # one for each dim
 RULES: dict[str, Rule] = {}
 
 # Letters are dims, `*` any further dims. A letter in two operands ties them; one that is missing
@@ -366,29 +368,30 @@ def reduction(call: Call, book: Book) -> list[Labels]:
 def pattern(call: Call, book: Book, operands: tuple[int, ...], text: str) -> list[Labels]:
     """Interpret one line of `PATTERNS`."""
     left, right = text.split("->")
-    result = right.split()
     ends: dict[str, list[tuple[int, Label]]] = {}
-    refs: list[tuple[Ref, list[str]]] = []
+    refs: list[tuple[Ref, Letters]] = []
     for position, side in zip(operands, left.split(","), strict=True):
         ref = call.ref(position)
         if ref is not None:
-            refs.append((ref, _spread(side.split(), len(call.shape(ref)))))
+            refs.append((ref, _spread(side, len(call.shape(ref)))))
     for number, (ref, letters) in enumerate(refs):
         for label in call.known.get(ref.index, ()):
             ends.setdefault(letters[label.axis], []).append((number, label))
     outputs: list[Label] = []
-    out_letters = _spread(result, len(call.out_shapes[0]))
+    out_letters = _spread(right, len(call.out_shapes[0]))
     for letter, found in ends.items():
         outputs += _letter(call, book, letter, found, refs, out_letters)
     return [tuple(outputs), *(() for _ in call.op.outputs[1:])]
 
 
-def _spread(letters: list[str], ndim: int) -> list[str]:
-    """Replace `*` by as many unnamed dims as the tensor has."""
+@cache
+def _spread(side: str, ndim: int) -> Letters:
+    """A letter for each dim; `*` stands for as many unnamed dims as the tensor has."""
+    letters = tuple(side.split())
     if "*" not in letters:
-        return ["1"] * (ndim - len(letters)) + letters
+        return ("1",) * (ndim - len(letters)) + letters
     star = letters.index("*")
-    return letters[:star] + ["*"] * (ndim - len(letters) + 1) + letters[star + 1 :]
+    return letters[:star] + ("*",) * (ndim - len(letters) + 1) + letters[star + 1 :]
 
 
 def _letter(
@@ -396,8 +399,8 @@ def _letter(
     book: Book,
     letter: str,
     found: list[tuple[int, Label]],
-    refs: list[tuple[Ref, list[str]]],
-    out: list[str],
+    refs: list[tuple[Ref, Letters]],
+    out: Letters,
 ) -> list[Label]:
     """Tie all labels of one letter, and hand them on or end them in a read."""
     labels = tuple(label for _, label in found)
@@ -425,24 +428,25 @@ def _letter(
     return []
 
 
-def _extent(call: Call, ref: Ref, letters: list[str], letter: str) -> int:
+def _extent(call: Call, ref: Ref, letters: Letters, letter: str) -> int:
     return call.shape(ref)[letters.index(letter)] if letter in letters else 1
 
 
-def _shape_to_batch(book: Book, label: Label, letters: list[str]) -> Label:
+def _shape_to_batch(book: Book, label: Label, letters: Letters) -> Label:
     """Rows may differ along a batch letter `b` only; along anything else they are tied."""
     if all(letters[d] == "b" for d in label.index_dims):
         return label
     return book.align(label)
 
 
-def _by_letters(label: Label, letters: list[str], letter: str) -> Tensor:
+def _by_letters(label: Label, letters: Letters, letter: str) -> Tensor:
     """Ids as (batch or 1, channels)."""
-    batch = label.ids.shape[letters.index("b")] if "b" in letters and letter != "b" else 1
-    return label.ids.movedim(label.axis, -1).reshape(batch, -1)
+    if "b" not in letters or letter == "b":
+        return label.ids.reshape(1, -1)
+    return label.ids.movedim(label.axis, -1).reshape(label.ids.shape[letters.index("b")], -1)
 
 
-def _to_output(label: Label, letters: list[str], out: list[str], letter: str) -> Label:
+def _to_output(label: Label, letters: Letters, out: Letters, letter: str) -> Label:
     rows = _by_letters(label, letters, letter)
     shape = [1] * len(out)
     shape[out.index(letter)] = rows.shape[1]

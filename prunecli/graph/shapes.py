@@ -60,9 +60,7 @@ def _two(x: Tensor, y: Any, *others: Any) -> Outputs | None:
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> Outputs | None:
-    *vectors, training, _, _ = rest
-    if training:
-        return None
+    *vectors, _, _, _ = rest
     for vector in vectors:
         if vector is not None and tuple(vector.shape) != (x.shape[1],):
             raise RuntimeError(f"batch norm of {x.shape[1]} channels got a vector of {tuple(vector.shape)}")

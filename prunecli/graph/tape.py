@@ -46,10 +46,19 @@ class Ref:
     index: int
 
 
+_LEAVES = frozenset({Ref, Tensor, nn.Parameter, type(None), bool, int, float, str})  # most of what ops get
+
+
 @cache
 def packet_name(func: Any) -> str:
     """The op without its overload: ``aten.convolution``."""
     return str(func.overloadpacket)
+
+
+@cache
+def writes(func: Any) -> bool:
+    """Whether the op changes one of its arguments."""
+    return bool(func._schema.is_mutable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +108,7 @@ class Tape:
         """Ops that the outputs depend on, and those that write into a tensor."""
         wanted, found = set(self.outputs), []
         for op in reversed(self.ops):
-            if op.func._schema.is_mutable or wanted.intersection(op.outputs):
+            if writes(op.func) or wanted.intersection(op.outputs):
                 wanted.update(ref.index for ref in op.refs)
                 found.append(op)
         return found[::-1]
@@ -136,11 +145,13 @@ class Tape:
 
 def flatten(tree: Any) -> list[Any]:
     """Leaves of nested lists, tuples, mappings and dataclasses, in order."""
+    if type(tree) in _LEAVES:
+        return [tree]
     if isinstance(tree, list | tuple):
         return [leaf for item in tree for leaf in flatten(item)]
     if isinstance(tree, Mapping):
         return [leaf for item in tree.values() for leaf in flatten(item)]
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type | Ref):
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return [leaf for f in dataclasses.fields(tree) for leaf in flatten(getattr(tree, f.name))]
     return [tree]
 
@@ -153,6 +164,8 @@ def output_tensors(output: Any) -> list[Tensor]:
 def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     if isinstance(tree, Tensor):
         return function(tree)
+    if type(tree) in _LEAVES:
+        return tree
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(_map_tensors(item, function) for item in tree))
     if isinstance(tree, list | tuple):
@@ -308,11 +321,12 @@ class _Recorder(TorchDispatchMode):
             refs.append(Ref(self.value_of(tensor)))
             return refs[-1]
 
-        ref_args, ref_kwargs = _map_tensors(tuple(args), to_ref), _map_tensors(dict(kwargs), to_ref)
+        ref_args = tuple([_map_tensors(argument, to_ref) for argument in args])
+        ref_kwargs = {name: _map_tensors(argument, to_ref) for name, argument in kwargs.items()}
         result = None if kwargs else shortcut(packet_name(func), args)
         if result is None:
             result = func(*args, **kwargs)
-        clobbers = self._after_write(func, args, kwargs) if func._schema.is_mutable else ()
+        clobbers = self._after_write(func, args, kwargs) if writes(func) else ()
         outputs = tuple(self.value_of(t) for t in output_tensors(result))
         module = self._stack[-1] if self._stack else ""
         self.tape.ops.append(

@@ -61,19 +61,15 @@ def cut(
 def sliced(
     tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int, ...]], device: str | None = None
 ) -> Tensor:
-    """The kept part of a tensor in storage of its own."""
-    smaller = tensor if device is None else tensor.to(device)
-    for dim in range(smaller.ndim):
+    """The kept part of a tensor in storage of its own; on meta only its shape counts."""
+    if tensor.is_meta or device == "meta":
+        shape = [len(kept.get((name, dim), range(size))) for dim, size in enumerate(tensor.shape)]
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+    smaller = tensor
+    for dim in range(tensor.ndim):
         if (name, dim) in kept:
-            smaller = _picked(smaller, dim, kept[name, dim])
+            smaller = smaller.index_select(dim, torch.from_numpy(np.array(kept[name, dim])).to(tensor.device))
     return smaller.clone() if smaller is tensor else smaller
-
-
-def _picked(tensor: Tensor, dim: int, indices: tuple[int, ...]) -> Tensor:
-    """`index_select`; on meta only the size counts."""
-    if tensor.is_meta:
-        return tensor.new_empty((*tensor.shape[:dim], len(indices), *tensor.shape[dim + 1 :]))
-    return tensor.index_select(dim, torch.from_numpy(np.array(indices)).to(tensor.device))
 
 
 def _pad_counts(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, list[int]]:
@@ -105,8 +101,9 @@ def _head_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[s
 def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
     """Write journalled attributes into a module; attention that has fewer heads now gets a class that allows it."""
     for path, values in attributes.items():
+        owner = module.get_submodule(path)
         for attribute, value in values.items():
-            setattr(module.get_submodule(path), attribute, value)
+            setattr(owner, attribute, value)
     allow_fewer_heads(module)
 
 

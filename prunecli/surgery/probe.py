@@ -72,11 +72,11 @@ def _changed(channels: Channels, tape: Tape, rewritten: Collection[str]) -> Trou
             if not data and any(_resized(channels, tape, *sizes) for sizes in _read(old, new, used)):
                 return Trouble(f"a dim that holds no channels changes its size at {old.where}", path)
         # what follows is a copy more or less, which has no numbers
-        ops, now = ([op for op in each if _numbers(op, data)] for each in (ops, now))
-        for old, new in zip(ops, now, strict=False):
-            if _numbers(old, data) != _numbers(new, data):
+        used_before, used_now = ([(op, n) for op in each if (n := _numbers(op, data))] for each in (ops, now))
+        for (old, numbers), (_, others) in zip(used_before, used_now, strict=False):
+            if numbers != others:
                 return Trouble(f"a number follows the width at {old.where}", path)
-        if len(ops) != len(now) and not data:
+        if len(used_before) != len(used_now) and not data:
             return Trouble(f"other numbers are used after the cut in {path or 'the model'}", path)
     return None
 

@@ -47,6 +47,13 @@ def test_the_same_as_torch(name: str, layout: torch.memory_format) -> None:
         assert number or a.stride() == b.stride()
 
 
+def test_batch_norm_in_training() -> None:
+    args = (*CALLS["aten.native_batch_norm"][:5], True, 0.1, 1e-5)
+    found = shortcut("aten.native_batch_norm", args)
+    assert isinstance(found, tuple)
+    assert [t.shape for t in found] == [t.shape for t in aten.native_batch_norm(*args)]
+
+
 REFUSED = {
     "aten.convolution": (IMAGE, meta(8, 2, 3, 2), None, *PLACES),
     "aten.native_batch_norm": (IMAGE, VECTOR, VECTOR, meta(5), VECTOR, False, 0.1, 1e-5),
@@ -64,7 +71,6 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
 
 
 def test_everything_else_is_torchs_business() -> None:
-    assert shortcut("aten.native_batch_norm", (*CALLS["aten.native_batch_norm"][:5], True, 0.1, 1e-5)) is None
     assert shortcut("aten.add", (IMAGE, meta(6, 1, 1))) is None
     assert shortcut("aten.relu", (torch.zeros(3),)) is None
     assert shortcut("aten.sort", (IMAGE,)) is None
