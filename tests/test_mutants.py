@@ -95,7 +95,7 @@ MUTANTS = {
     ),
     "a scale may follow the width": Mutant(
         "surgery/probe.py",
-        "            if _numbers(old, data) != _numbers(new, data):",
+        "            if numbers != others:",
         "            if False:",
         "surgery/test_attention.py::test_a_scale_that_follows_the_width_is_noticed",
     ),
