@@ -36,6 +36,7 @@ class Row:
     name: str
     params: int
     reachable: float
+    through_norms: float
     left: float
     groups: int
     frozen: int
@@ -45,7 +46,8 @@ class Row:
     def __str__(self) -> str:
         state = self.problem or "ok"
         return (
-            f"| {self.name} | {self.params / 1e6:.1f} M | {self.reachable:.0%} | {self.left:.0%} | "
+            f"| {self.name} | {self.params / 1e6:.1f} M | {self.reachable:.0%} | {self.through_norms:.0%} | "
+            f"{self.left:.0%} | "
             f"{self.groups} | {self.frozen} | {self.seconds:.1f} | {state} |"
         )
 
@@ -77,7 +79,8 @@ def check(name: str) -> Row:
     seconds = time.perf_counter() - started
     left = sum(p.numel() for p in smaller.parameters()) / params
     frozen = sum(bool(g.frozen) for g in channels.groups)
-    row = (name, params, reachable(channels), left, len(channels.groups), frozen, seconds)
+    through = reachable(survey(module, example, through_norms=True))
+    row = (name, params, reachable(channels), through, left, len(channels.groups), frozen, seconds)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         first, second = (output_tensors(m(*example.args)) for m in (module, smaller))
         # a detector's number of results depends on the weights
@@ -122,21 +125,25 @@ def main(names: list[str]) -> None:
     if names == ["--timm"]:
         names = timm_names()
     print(f"prunecli {version('prunecli')}, torch {torch.__version__}, torchvision {torchvision.__version__}")
-    print("| network | params | reachable | left after halving | groups | frozen | seconds | |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| network | params | reachable | through norms | left after halving | groups | frozen | seconds | |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     rows = []
     for name in names or models:
         try:
             row = check(name)
         except Exception as error:
             text = str(error).strip().splitlines()
-            row = Row(name, 0, 0.0, 1.0, 0, 0, 0.0, f"{type(error).__name__}: {text[0] if text else ''}"[:140])
+            row = Row(name, 0, 0.0, 0.0, 1.0, 0, 0, 0.0, f"{type(error).__name__}: {text[0] if text else ''}"[:140])
         rows.append(row)
         print(row, flush=True)
         gc.collect()
     passed = sum(not r.problem for r in rows)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"\n{passed} of {len(rows)} pass; peak memory {memory:.1f} GiB")
+    for least in (0.4, 0.6):
+        few = [r for r in rows if r.reachable < least]
+        print(f"less than {least:.0%} reachable: {len(few)}, through norms {sum(r.through_norms < least for r in few)}")
+        print(*(f"  {r.name} {r.reachable:.0%} {r.through_norms:.0%}" for r in few), sep="\n")
 
 
 if __name__ == "__main__":

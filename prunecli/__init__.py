@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunecli.errors import PrunecliError
-    from prunecli.graph.rules import rule
+    from prunecli.graph.rules.call import rule
     from prunecli.loading import load
     from prunecli.methods.dual_averaging import GRDA
     from prunecli.pipeline.analyze import analyze
@@ -31,7 +31,7 @@ _HOMES = {
     "load": "prunecli.loading:load",
     "load_recipe": "prunecli.recipe.load:load",
     "prune": "prunecli.pipeline.prune:prune",
-    "rule": "prunecli.graph.rules:rule",
+    "rule": "prunecli.graph.rules.call:rule",
 }
 
 __all__ = [

@@ -24,6 +24,7 @@ ACTIVATIONS = {
 KINDS = (
     "conv", "depthwise", "grouped", "transposed", "residual", "dense", "branches", "split_add", "gate", "shuffle",
     "excite", "glu", "maxpool", "avgpool", "prelu", "pad_channels", "crop",
+    "group_norm",
 )  # fmt: skip
 
 
@@ -136,6 +137,10 @@ class Block(nn.Module):
     def _prelu(self, step: Step, inputs: int) -> None:
         self.out = inputs
         self.body = nn.PReLU(inputs)
+
+    def _group_norm(self, step: Step, inputs: int) -> None:
+        groups = next(n for n in (step.width // 2, 2, 1) if step.width % n == 0)
+        self.body = nn.Sequential(conv(step, inputs, step.width), nn.GroupNorm(groups, step.width))
 
     def _pad_channels(self, step: Step, inputs: int) -> None:
         self.out = inputs + 3

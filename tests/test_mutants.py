@@ -52,7 +52,7 @@ MUTANTS = {
         f"{STRIP}::test_zero_constants_go_without_a_trace",
     ),
     "grouped rows may be uneven": Mutant(
-        "graph/rules.py",
+        "graph/rules/convolution.py",
         "    book.filter_groups(rows.ids.reshape(groups, -1))\n    if bias",
         "    if bias",
         "graph/test_channels.py::test_grouped_rows_keep_equal_counts",
@@ -70,7 +70,7 @@ MUTANTS = {
         f"{STRIP}::test_one_constant_channel_stays_under_zero_padding",
     ),
     "concatenation forgets the order": Mutant(
-        "graph/rules.py",
+        "graph/rules/join.py",
         "    ids = torch.cat(ends)",
         "    ids = torch.cat(ends[::-1])",
         "graph/test_channels.py::test_concatenation_keeps_the_parts_apart",

@@ -13,8 +13,9 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read, Split, along
-from prunecli.graph.rules import NOT_A_CHANNEL, Call, apply
+from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read, Split, Told, along
+from prunecli.graph.rules import apply
+from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
 from prunecli.graph.tape import Example, Tape, named_tensors, record
 
 Ints = NDArray[np.int64]
@@ -69,6 +70,7 @@ class Channels:
         blocks: arrays (rows, n) of channels; each row must keep equally many.
         filters: those that are the groups of a convolution.
         splits: views that make heads and their width of one channel dim.
+        told: sizes that ops are told as numbers.
         mixed: ops whose statistics run over channels that may go.
     """
 
@@ -85,6 +87,7 @@ class Channels:
     mixed: tuple[Mixed, ...]
     reads: tuple[Read, ...]
     pads: tuple[Pad, ...]
+    told: tuple[Told, ...]
     unknown: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -189,19 +192,31 @@ def trace(
     book = Book(whole=whole or {}, through_norms=through_norms)
     slots = label_parameters(module, book)
     labels = walk(tape, slots, book)
-    reads, pads, mixed = tuple(book.reads), tuple(book.pads), tuple(book.mixed)
     used = tape.used_params()
     if any(name not in used for name, _ in slots):
         used |= _train_pass(module, example, slots, book)
-    _freeze_unmanaged_pads(module, book)
+    _freeze_literals(module, book)
     for (name, _), ids in slots.items():
         if name not in used:
             book.freeze((Label(ids, 0),), "not used in the forward pass")
-    return connect(tape, slots, labels, book, reads, pads, mixed)
+    return connect(tape, slots, labels, book)
 
 
-def _freeze_unmanaged_pads(module: nn.Module, book: Book) -> None:
-    """Channels added by padding can go only where the module names the attributes that count them."""
+def attributes_with(module: nn.Module, sizes: tuple[int, ...]) -> list[str]:
+    """Names of the tuples and lists of a module that hold these sizes."""
+    return [name for name, value in vars(module).items() if type(value) in (tuple, list) and tuple(value) == sizes]
+
+
+def _freeze_literals(module: nn.Module, book: Book) -> None:
+    """What an op is told as a number can change only where an attribute of the module holds that number."""
+    for told in book.told:
+        if told.reason and not attributes_with(module.get_submodule(told.module), told.sizes):
+            book.freezes += [Freeze(ids, told.reason) for ids in told.ids if ids is not None]
+    for counted in book.counted:
+        owner = module.get_submodule(counted.module)
+        if not isinstance(owner, nn.GroupNorm) or owner.weight is None:
+            reason = f"a fixed number of groups is normalised in {counted.module or 'the model'}"
+            book.freezes.append(Freeze(counted.ids, reason))
     for pad in book.pads:
         if not hasattr(module.get_submodule(pad.module), "channel_pads"):
             for ids in (pad.before, pad.after):
@@ -211,13 +226,16 @@ def _freeze_unmanaged_pads(module: nn.Module, book: Book) -> None:
 def _train_pass(
     module: nn.Module, example: Example, slots: dict[tuple[str, int], torch.Tensor], book: Book
 ) -> set[str]:
-    """Ties of the forward pass in training mode; a model that cannot train on this input adds none."""
+    """Ties and freezes of the forward pass in training mode; a model that cannot train on this input adds none."""
     pair = example.map(lambda t: torch.cat([t, t]) if t.ndim else t)  # batch norm wants two values
     try:
         tape = record(module, pair, train=True)
     except Exception:
         return set()
-    walk(tape, slots, book)
+    extra = replace(book, reads=[], mixed=[], pads=[], counted=[], told=[])
+    walk(tape, slots, extra)
+    _freeze_literals(module, extra)
+    book.next_id = extra.next_id
     return tape.used_params()
 
 
@@ -226,9 +244,6 @@ def connect(
     slots: dict[tuple[str, int], torch.Tensor],
     labels: dict[int, Labels],
     book: Book,
-    reads: tuple[Read, ...],
-    pads: tuple[Pad, ...],
-    mixed: tuple[Mixed, ...],
 ) -> Channels:
     """Connected components of all ties."""
     channel_of = components(book.next_id, book.ties)
@@ -245,7 +260,8 @@ def connect(
     )
     return Channels(
         tape, labels, channel_of, frozen, reasons, placed, _group(placed, frozen, reasons),
-        tuple(blocks.values()), tuple(filters.values()), tuple(book.splits), mixed, reads, pads, dict(book.unknown),
+        tuple(blocks.values()), tuple(filters.values()), tuple(book.splits), tuple(book.mixed), tuple(book.reads),
+        tuple(book.pads), tuple(book.told), dict(book.unknown),
     )  # fmt: skip
 
 

@@ -80,6 +80,31 @@ class Pad:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """Channels of a group norm: an attribute of the module holds the number of groups."""
+
+    module: str
+    ids: Tensor
+
+
+@dataclass(frozen=True)
+class Told:
+    """Sizes that an op is told as numbers, which a tuple or list of the module may hold: ``view(self.shape)``.
+
+    Attributes:
+        module: that told them.
+        sizes: as they were told.
+        ids: of the channels that make up a size, None where it is fixed.
+        reason: why these channels stay whole where no attribute holds the sizes; empty where the trial cut decides.
+    """
+
+    module: str
+    sizes: tuple[int, ...]
+    ids: tuple[Tensor | None, ...]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class Split:
     """A view that makes two dims of one channel dim: (heads, width) of an attention, say. `ids` has that shape."""
 
@@ -99,7 +124,7 @@ class Mixed:
 class Book:
     """What the rules find out while they walk the tape.
 
-    `through_norms` lets channels go that a layer norm or a mean runs over.
+    `through_norms` lets channels go that a layer norm, a standardisation of weights or a mean runs over.
 
     `whole` names modules in which attention heads go as a whole, with the numbers of heads that a view there may
     split off (any, where none is given); elsewhere every head gets narrower.
@@ -116,6 +141,8 @@ class Book:
     splits: list[Split] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     pads: list[Pad] = field(default_factory=list)
+    counted: list[Counted] = field(default_factory=list)
+    told: list[Told] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)  # ops without a rule, and how often
     routes: dict[Hashable, list[Route]] = field(default_factory=dict)  # of layout ops; many are alike
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
-from prunecli.graph.channels import Bools, Channels
+from prunecli.graph.channels import Bools, Channels, attributes_with
 from prunecli.graph.copying import copied, like
 from prunecli.graph.garbage import uncollected
 from prunecli.graph.tape import named_tensors
@@ -50,10 +50,9 @@ def cut(
         bias = nn.Parameter(added[list(rows)].to(device=device))
         smaller.get_submodule(owner).register_parameter(attribute, bias)
     attributes = edits(smaller)
-    for path, counts in _pad_counts(smaller, channels, removed).items():
-        attributes.setdefault(path, {})["channel_pads"] = counts
-    for path, sizes in _head_sizes(smaller, channels, removed).items():
-        attributes.setdefault(path, {}).update(sizes)
+    for follow in (_told_sizes, _pad_counts, _head_sizes):
+        for path, values in follow(smaller, channels, removed).items():
+            attributes.setdefault(path, {}).update(values)
     set_attributes(smaller, attributes)
     return smaller, Journal(kept, attributes)
 
@@ -72,14 +71,26 @@ def sliced(
     return smaller.clone() if smaller is tensor else smaller
 
 
-def _pad_counts(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, list[int]]:
+def _told_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, Edits]:
+    """New sizes for the modules that tell them to a view or a split."""
+    changed: dict[str, Edits] = {}
+    for told in channels.told:
+        pairs = zip(told.sizes, told.ids, strict=True)
+        after = [size if ids is None or size < 0 else int((~removed[channels.of(ids)]).sum()) for size, ids in pairs]
+        if tuple(after) != told.sizes:
+            for name in attributes_with(module.get_submodule(told.module), told.sizes):
+                changed.setdefault(told.module, {})[name] = after
+    return changed
+
+
+def _pad_counts(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, Edits]:
     """New counts for the modules that pad channels and say how many."""
-    changed = {}
+    changed: dict[str, Edits] = {}
     for pad in channels.pads:
         owner = module.get_submodule(pad.module)
         counts = [int((~removed[channels.of(ids)]).sum()) for ids in (pad.before, pad.after)]
         if getattr(owner, "channel_pads", counts) != counts:
-            changed[pad.module] = counts
+            changed[pad.module] = {"channel_pads": counts}
     return changed
 
 
@@ -99,11 +110,15 @@ def _head_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[s
 
 
 def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write journalled attributes into a module; attention that has fewer heads now gets a class that allows it."""
+    """Write journalled attributes into a module; attention that has fewer heads now gets a class that allows it.
+
+    A tuple, which a file holds as a list, is a tuple again.
+    """
     for path, values in attributes.items():
         owner = module.get_submodule(path)
         for attribute, value in values.items():
-            setattr(owner, attribute, value)
+            was_tuple = isinstance(getattr(owner, attribute, None), tuple)
+            setattr(owner, attribute, tuple(value) if was_tuple else value)
     allow_fewer_heads(module)
 
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from prunecli.graph.rules import ELEMENTWISE, LAYOUT
+from prunecli.graph.rules.layout import LAYOUT
+from prunecli.graph.rules.pointwise import ELEMENTWISE
 from prunecli.graph.tape import Op, Ref, Tape, flatten
 
 Field = Tensor | None
@@ -183,6 +184,22 @@ def _batch_norm(op: Op, tape: Tape, fields: Fields) -> Field:
     return squeeze(value if bias is None else value + bias)
 
 
+def _group_norm(op: Op, tape: Tape, fields: Fields) -> Field:
+    """A group that is constant in every channel, and channels that nothing of the input gets through to."""
+    data = field_of(tape, fields, op.args[0])
+    if any(size > 1 for size in data.shape[2:]) or data.shape[0] > 1:
+        return None
+    channels, groups = tape.shapes[op.args[0].index][1], int(op.args[6])
+    rows = data.reshape(-1).expand(channels).reshape(groups, -1)
+    centred = rows - rows.mean(1, keepdim=True)
+    value = (centred * torch.rsqrt(centred.square().mean(1, keepdim=True) + op.args[7])).reshape(-1)
+    weight, bias = (field_of(tape, fields, a) if isinstance(a, Ref) else None for a in op.args[1:3])
+    if weight is not None:
+        value = torch.where(weight == 0, torch.zeros_like(value), value * weight)
+    value = value if bias is None else value + bias
+    return squeeze(value.reshape(1, -1, *[1] * (data.ndim - 2)))
+
+
 def _pool(op: Op, tape: Tape, fields: Fields) -> Field:
     data = field_of(tape, fields, op.args[0])
     return None if any(n > 1 for n in data.shape[2:]) else squeeze(data)
@@ -237,6 +254,7 @@ VALUES: dict[str, Callable[[Op, Tape, Fields], Field]] = {
     "aten.addmm": _matmul,
     "aten.mm": _matmul,
     "aten.native_batch_norm": _batch_norm,
+    "aten.native_group_norm": _group_norm,
     "aten.mean": _mean,
     "aten.cat": _cat,
     "aten.constant_pad_nd": _pad,

@@ -45,6 +45,15 @@ def _layer_norm(module: nn.Module) -> Edits:
     return {"normalized_shape": [len(weight)]} if isinstance(weight, Tensor) and weight.ndim == 1 else {}
 
 
+def _group_norm(module: nn.Module) -> Edits:
+    """Groups go as a whole; one group alone gets narrower."""
+    assert isinstance(module, nn.GroupNorm)
+    if module.weight is None:
+        return {}
+    size, old = module.weight.shape[0], module.num_channels // module.num_groups
+    return {"num_channels": size, "num_groups": size // old if module.num_groups > 1 else 1}
+
+
 def _embedding(module: nn.Module) -> Edits:
     assert isinstance(module, nn.Embedding)
     return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
@@ -82,6 +91,7 @@ FIXES: dict[type[nn.Module], Callable[[nn.Module], Edits]] = {
     nn.Linear: _linear,
     nn.modules.batchnorm._NormBase: _batch_norm,
     nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
     nn.Embedding: _embedding,
     nn.PReLU: _prelu,
     nn.RNNBase: _recurrent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,17 +56,38 @@ class _Selector(TorchDispatchMode):
         if chosen is None:
             return func(*args, **(kwargs or {}))
         dim, kept = chosen[0], torch.tensor(chosen[1])
-        if name == "aten.native_layer_norm":
-            return _layer_norm(func, kept, *args)
-        return func(args[0].index_select(dim, kept), *args[1:], **(kwargs or {}))
+        few = args[0].index_select(dim, kept)
+        if name not in NORMS:
+            return func(few, *args[1:], **(kwargs or {}))
+        normal, *statistics = func(few, *NORMS[name](kept, *args[1:]))
+        return torch.zeros_like(args[0]).index_copy(dim, kept, normal), *statistics  # what has gone is zero
 
 
-def _layer_norm(
-    func: Any, kept: Tensor, x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised over the channels that stay; the others are zero."""
+def _layer_norm(kept: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> tuple[Any, ...]:
     del shape
-    few = x.index_select(-1, kept)
-    affine = (None if t is None else t.index_select(0, kept) for t in (weight, bias))
-    normal, mean, scale = func(few, [len(kept)], *affine, eps)
-    return torch.zeros_like(x).index_copy(-1, kept, normal), mean, scale
+    return [len(kept)], _chosen(weight, kept), _chosen(bias, kept), *rest
+
+
+def _group_norm(
+    kept: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, *rest: Any
+) -> tuple[Any, ...]:
+    del c
+    return _chosen(weight, kept), _chosen(bias, kept), n, len(kept), *rest
+
+
+def _batch_norm(kept: Tensor, *rest: Any) -> tuple[Any, ...]:
+    """Over the inputs of a filter, which neither scale nor shift know of."""
+    del kept
+    return rest
+
+
+def _chosen(vector: Tensor | None, kept: Tensor) -> Tensor | None:
+    return None if vector is None else vector.index_select(0, kept)
+
+
+# The arguments of a normalisation of fewer channels, the first one excepted.
+NORMS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "aten.native_layer_norm": _layer_norm,
+    "aten.native_group_norm": _group_norm,
+    "aten.native_batch_norm": _batch_norm,
+}

@@ -102,6 +102,16 @@ def test_a_dead_branch_frees_its_inputs_too() -> None:
     assert (small.a.out_channels, small.b.out_channels) == (3, 3)
 
 
+@pytest.mark.parametrize(("dead", "left"), [([0, 1, 2, 3], 8), ([4, 5, 6, 7, 8, 9, 10, 11], 4), ([0, 1, 2, 5], 12)])
+def test_a_group_of_a_group_norm_goes_when_all_of_it_is_dead(dead: list[int], left: int) -> None:
+    """What is left of a dead group is its shift; a group that is half dead must stay, or its statistic changes."""
+    module = nn.Sequential(nn.Conv2d(3, 12, 3), nn.GroupNorm(3, 12), nn.Sigmoid(), nn.Conv2d(12, 5, 3))
+    randomise(module)
+    module[0].weight.data[dead], module[0].bias.data[dead] = 0, torch.randn(len(dead))
+    small = check(module)
+    assert (small[0].out_channels, small[1].num_groups, small[3].in_channels) == (left, left // 4, left)
+
+
 def test_layer_norm_is_left_alone() -> None:
     class Normed(nn.Module):
         def __init__(self) -> None:

@@ -88,6 +88,32 @@ def test_a_mean_square_is_of_what_stays() -> None:
     torch.testing.assert_close(smaller(*example.args), expected)
 
 
+class Standardised(nn.Conv2d):
+    """A convolution whose filters have mean 0 and variance 1 (Qiao et al. 2019), as timm writes it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        filters = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(filters, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(self.weight)
+        return F.conv2d(x, weight, self.bias, padding=self.padding)
+
+
+def test_a_filter_is_standardised_over_the_inputs_that_stay() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        Standardised(3, 8, 3, padding=1), nn.Softplus(), Standardised(8, 6, 3), nn.GroupNorm(1, 6), nn.Conv2d(6, 4, 1)
+    ).double()  # softplus(0) is not 0: what has gone must not be read
+    example = Example((torch.randn(2, 3, 7, 7).double(),))
+    reference, smaller, _ = halved(module.eval(), example)
+    assert (smaller[0].out_channels, smaller[2].in_channels, smaller[2].out_channels) == (4, 4, 3)
+    assert (smaller[3].num_groups, smaller[3].num_channels) == (1, 3)
+    assert compare(reference, smaller, [example], torch.float64).max_rel_error < 1e-12
+    weight = module[2].weight[::2, ::2].flatten(1)  # by hand
+    normal = (weight - weight.mean(1, keepdim=True)) / (weight.var(1, keepdim=True, correction=0) + 1e-6).sqrt()
+    x = module[1](module[0](*example.args))[:, ::2]
+    expected = F.conv2d(x, normal.reshape(3, 4, 3, 3), module[2].bias[::2])
+    torch.testing.assert_close(smaller[:3](*example.args), expected)
+
+
 def network(tmp_path: Path) -> str:
     path = tmp_path / "net.py"
     path.write_text(SOURCE)
@@ -99,7 +125,7 @@ def test_a_transformer_loses_a_part_of_its_embedding(tmp_path: Path) -> None:
     example = Example((torch.randn(2, 3, 8, 8).double(),))
     reference, smaller, channels = halved(module, example)
     assert smaller.patches.out_channels == 8
-    assert smaller.norm.normalized_shape == [8]
+    assert smaller.norm.normalized_shape == (8,)
     assert smaller.blocks[0].attention.num_heads == 2
     assert len(channels.mixed) >= 5
     assert compare(reference, smaller, [example], torch.float64).max_rel_error < 1e-12

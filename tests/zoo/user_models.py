@@ -260,6 +260,41 @@ class GroupNormed(Base):
 
 
 @model
+class LiteralGroups(Base):
+    """A number of groups that no attribute holds."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, 4)
+
+
+@model
+class ToldSizes(Base):
+    """Unequal parts and a shape, both told by attributes (MambaOut, LayerScale)."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.parts = (10, 6)
+        self.shape = [6, 1, 1]
+        self.scale = nn.Parameter(torch.ones(6))
+        self.mix = nn.Conv2d(10, 6, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        first, second = x.split(self.parts, 1)
+        return self.mix(first) * second * self.scale.view(self.shape)
+
+
+@model
+class LiteralSplit(Base):
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.mix = nn.Conv2d(10, 6, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        first, second = x.split([10, 6], 1)
+        return self.mix(first) * second
+
+
+@model
 class InstanceNormed(Base):
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,89 @@
+"""One recorded op with the labels of its arguments, and the table of what ops do to channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from prunecli.graph.labels import Book, Labels
+from prunecli.graph.tape import Op, Ref, Tape, flatten
+
+NOT_A_CHANNEL = "not a channel dim"  # kernel and position dims
+
+Rule = Callable[["Call", Book], list[Labels]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(name: str) -> Callable[[Rule], Rule]:
+    """Register what an op does to channels: ``rule("namespace::op")``.
+
+    The function gets a `Call` and the `Book`, and returns one tuple of labels for each output tensor.
+
+    Raises:
+        ValueError: the op has a rule already.
+    """
+    key = name.replace("::", ".")
+
+    def register(function: Rule) -> Rule:
+        if key in RULES:
+            raise ValueError(f"{name} has a rule already: {RULES[key].__module__}.{RULES[key].__qualname__}")
+        RULES[key] = function
+        return function
+
+    return register
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op together with the labels of its arguments."""
+
+    op: Op
+    tape: Tape
+    known: dict[int, Labels]
+
+    def ref(self, position: int) -> Ref | None:
+        """The tensor argument at `position`, or None."""
+        value = self.op.args[position] if position < len(self.op.args) else None
+        return value if isinstance(value, Ref) else None
+
+    def labels(self, position: int) -> Labels:
+        """Labels of the argument at `position`; empty where it is no tensor."""
+        ref = self.ref(position)
+        return self.known.get(ref.index, ()) if ref else ()
+
+    def shape(self, ref: Ref) -> tuple[int, ...]:
+        """Shape of a tensor argument."""
+        return self.tape.shapes[ref.index]
+
+    def run(self, positions: dict[int, Tensor]) -> list[Tensor]:
+        """The op itself on other tensors; arguments by value index."""
+        args = [positions.get(a.index, a) if isinstance(a, Ref) else a for a in self.op.args]
+        if self.op.name in ("aten.view", "aten._unsafe_view"):
+            source, shape = args[0], self.op.args[1]
+            assert isinstance(source, Tensor)
+            return [source.reshape(shape)]  # a view of strided positions may need a copy
+        return [t for t in flatten(self.op.func(*args, **self.op.kwargs)) if isinstance(t, Tensor)]
+
+    @property
+    def out_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the output tensors."""
+        return [self.tape.shapes[i] for i in self.op.outputs]
+
+
+def unknown(call: Call, book: Book) -> list[Labels]:
+    """No rule: every channel that comes near stays."""
+    refs = call.op.refs
+    if any(call.known.get(ref.index) for ref in refs):
+        book.unknown[call.op.name] = book.unknown.get(call.op.name, 0) + 1
+    for ref in refs:
+        book.freeze(call.known.get(ref.index, ()), f"no rule for {call.op.where}")
+    return [() for _ in call.op.outputs]
+
+
+def dims_of(dims: Any, ndim: int) -> set[int]:
+    """Dims as an op names them, counted from the front."""
+    listed = dims if isinstance(dims, list | tuple) else [dims]
+    return {int(d) % max(ndim, 1) for d in listed}

@@ -1,0 +1,97 @@
+"""Ops that put channels end to end, side by side or beside a constant."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunecli.graph.labels import Book, Label, Labels, Pad, along
+from prunecli.graph.rules.call import Call, rule
+from prunecli.graph.tape import Ref
+
+
+@rule("aten::cat")
+def cat(call: Call, book: Book) -> list[Labels]:
+    """Along the axis ids are put end to end; along other dims the operands share their channels."""
+    refs = [r for r in call.op.args[0] if isinstance(r, Ref)]
+    ndim = len(call.out_shapes[0])
+    refs = [r for r in refs if len(call.shape(r)) == ndim]
+    dim = int(call.op.args[1]) % ndim if len(call.op.args) > 1 else 0
+    ends: list[Tensor] = []
+    others: list[Label] = []
+    for ref in refs:
+        own = None
+        for label in call.known.get(ref.index, ()):
+            if label.axis == dim:
+                own = book.align(label)
+            elif all(_has_axis(call, r, label.axis) for r in refs) and dim not in label.index_dims:
+                others.append(label)
+            else:
+                book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
+        size = call.shape(ref)[dim]
+        ends.append(torch.zeros(size, dtype=torch.int64) if own is None else own.ids.reshape(-1))
+    joined = list(book.merge(others, f"two widths meet at {call.op.where}"))
+    ids = torch.cat(ends)
+    if ids.numel() > 1 and bool(ids.any()):
+        joined.append(along(ids, dim, ndim))
+    return [tuple(joined)]
+
+
+@rule("aten::glu")
+def glu(call: Call, book: Book) -> list[Labels]:
+    """The second half gates the first: position by position they are one channel."""
+    ndim = len(call.out_shapes[0])
+    dim = int(call.op.args[1]) % ndim if len(call.op.args) > 1 else ndim - 1
+    passed = []
+    for label in call.labels(0):
+        if label.axis == dim:
+            value, gate = book.align(label).ids.chunk(2, dim)
+            book.tie(value, gate)
+            passed.append(Label(value, dim))
+        elif dim in label.index_dims:
+            book.freeze((label,), f"gated across its rows at {call.op.where}")
+        else:
+            passed.append(label)
+    return [tuple(passed)]
+
+
+@rule("aten::stack")
+def stack(call: Call, book: Book) -> list[Labels]:
+    """A new dim of fixed length; along the others the operands share their channels."""
+    refs = [r for r in call.op.args[0] if isinstance(r, Ref)]
+    ndim = len(call.out_shapes[0])
+    dim = int(call.op.args[1]) % ndim if len(call.op.args) > 1 else 0
+    shared: list[Label] = []
+    for label in (label for ref in refs for label in call.known.get(ref.index, ())):
+        if all(_has_axis(call, ref, label.axis) for ref in refs):
+            shared.append(Label(label.ids.unsqueeze(dim), label.axis + (label.axis >= dim)))
+        else:
+            book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
+    return [book.merge(shared, f"two widths meet at {call.op.where}")]
+
+
+def _has_axis(call: Call, ref: Ref, axis: int) -> bool:
+    return any(label.axis == axis for label in call.known.get(ref.index, ()))
+
+
+@rule("aten::constant_pad_nd")
+def constant_pad(call: Call, book: Book) -> list[Labels]:
+    """Padding a channel dim adds channels that hold a constant; the module keeps their count."""
+    ndim = len(call.out_shapes[0])
+    pads = list(call.op.args[1])
+    passed = []
+    for label in call.labels(0):
+        position = 2 * (ndim - 1 - label.axis)
+        before, after = (pads[position], pads[position + 1]) if position < len(pads) else (0, 0)
+        if before == after == 0:
+            passed.append(label)
+            continue
+        if before < 0 or after < 0:
+            book.freeze((label,), f"cropped at {call.op.where}")
+            continue
+        inner = book.align(label)
+        pad = Pad(call.op.module, book.fresh(before), book.fresh(after))
+        book.pads.append(pad)
+        ids = torch.cat([pad.before, inner.ids.reshape(-1), pad.after])
+        passed.append(along(ids, label.axis, ndim))
+    return [tuple(passed)]

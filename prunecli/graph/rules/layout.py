@@ -1,0 +1,156 @@
+"""Views and copies that only move positions: the op itself is run on the ids."""
+
+from __future__ import annotations
+
+import torch
+
+from prunecli.graph.labels import Book, Label, Labels, Route, Split, Told, compact, route, transport
+from prunecli.graph.rules.call import RULES, Call, dims_of, rule, unknown
+from prunecli.graph.tape import Ref
+
+# The op itself is run on the ids.
+LAYOUT = {
+    "aten." + name
+    for name in (
+        "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select",
+        "slice", "split", "unsafe_split", "split_with_sizes", "unbind", "flip", "roll", "repeat",
+        "transpose_", "t_", "squeeze_", "unsqueeze_", "pixel_shuffle", "pixel_unshuffle", "unfold", "channel_shuffle",
+        "diagonal",
+    )
+}  # fmt: skip
+VIEWS = {"aten.view", "aten._unsafe_view", "aten.reshape"}
+RESHAPES = {*VIEWS, "aten.pixel_shuffle", "aten.pixel_unshuffle"}
+
+
+def layout(call: Call, book: Book) -> list[Labels]:
+    """Views and copies that only move positions: the op is run on the positions."""
+    source = call.ref(0)
+    if source is None:
+        return unknown(call, book)
+    results: list[list[Label]] = [[] for _ in call.op.outputs]
+    for label in call.labels(0):
+        # where the axis is not innermost, only equal rows keep their order
+        torn = call.op.name in RESHAPES and any(d > label.axis for d in label.index_dims)
+        _transport(call, book, book.align(label) if torn else label, results)
+    outputs = [_one_per_axis(call, book, labels) for labels in results]
+    if call.op.name in VIEWS:
+        by_axis = {label.axis: label.rows()[0] for label in outputs[0]}
+        sizes = tuple(call.op.args[1])
+        book.told.append(Told(call.op.module, sizes, tuple(by_axis.get(dim) for dim in range(len(sizes)))))
+    return outputs
+
+
+def _transport(call: Call, book: Book, label: Label, results: list[list[Label]]) -> None:
+    source = call.ref(0)
+    assert source is not None
+    found = [transport(label, path) for path in _routes(call, book, label, source)]
+    moved = [None if m is None else _split(call, book, *m) for m in found]
+    kept = [m for m in moved if m is not None]
+    if len(kept) < len(moved):
+        return book.freeze((label,), f"one position is picked at {call.op.where}")
+    size = label.ids.shape[label.axis]
+    if call.op.name not in RESHAPES and any(m.ids.shape[m.axis] < size and not m.index_dims for m in kept):
+        _cut_up(call, book, label, kept)
+    for result, part in zip(results, kept, strict=True):
+        if part.index_dims:
+            book.equal_counts(part.rows())
+        if call.op.name == "aten.roll" and part.axis in dims_of(call.op.args[2], part.ids.ndim):
+            book.freeze((part,), f"channels are rolled at {call.op.where}")
+        result.append(part)
+    return None
+
+
+def _routes(call: Call, book: Book, label: Label, source: Ref) -> list[Route]:
+    """Where each output of a layout op takes a label; found once for all calls that are alike."""
+    settings = repr((call.op.args[1:], call.op.kwargs))
+    key = (call.op.func, settings, call.shape(source), label.ids.shape, label.axis)
+    if key not in book.routes:
+        book.routes[key] = [
+            route(label, call.shape(source), lambda p, i=i: call.run({source.index: p})[i])  # type: ignore[misc]
+            for i in range(len(call.op.outputs))
+        ]
+    return book.routes[key]
+
+
+def _split(call: Call, book: Book, label: Label, axes: list[int]) -> Label:
+    """Where a view splits the axis into heads and their width, one of the two is what gets shorter."""
+    if len(axes) < 2 or call.op.name not in RESHAPES:
+        return compact(label.ids, label.axis)
+    heads, width = axes[-2:]
+    ids = label.ids.movedim((heads, width), (-2, -1))
+    split = Split(call.op.module, ids.reshape(-1, *ids.shape[-2:])[0])
+    whole = book.splits_off_heads(call.op.module, len(split.ids))
+    if not whole:
+        for other in book.splits:  # queries, keys and values: a module knows one width
+            if other.module == split.module and other.ids.shape[1] == split.ids.shape[1]:
+                book.equal_counts(torch.cat([other.ids, split.ids]))
+                break
+    book.splits.append(split)
+    if not whole:
+        return compact(label.ids, width)
+    first = label.ids.narrow(width, 0, 1)
+    book.tie(first, label.ids)
+    return compact(first, heads)
+
+
+def _cut_up(call: Call, book: Book, label: Label, parts: list[Label]) -> None:
+    """The axis is cut into parts: equal parts must keep equal counts (chunk), others stay as they are."""
+    size, part = label.ids.shape[label.axis], parts[0].ids.shape[parts[0].axis]
+    start = call.op.args[2] if call.op.name == "aten.slice" and len(call.op.args) > 2 else 0
+    equal = all(p.ids.shape[p.axis] == part for p in parts) and size % part == 0 and (start or 0) % part == 0
+    reason = "" if equal else f"cut at a fixed position at {call.op.where}"
+    told = call.op.name == "aten.split_with_sizes" and not label.index_dims
+    if told:
+        ids = tuple(part.ids.reshape(-1) for part in parts)
+        book.told.append(Told(call.op.module, tuple(call.op.args[1]), ids, reason))
+    if equal and not label.index_dims:
+        book.equal_counts(label.ids.reshape(-1, part))
+    elif not told:
+        book.freeze((label,), reason)
+
+
+def _one_per_axis(call: Call, book: Book, labels: list[Label]) -> Labels:
+    """Where dims become one, the outer one keeps its channels; the others stay as they are."""
+    first: dict[int, Label] = {}
+    for label in labels:
+        if first.setdefault(label.axis, label) is not label:
+            book.freeze((label,), f"two channel dims become one at {call.op.where}")
+    return tuple(first.values())
+
+
+@rule("aten::index")
+def index(call: Call, book: Book) -> list[Labels]:
+    """Indexing of dims: channels of the other dims pass (any index does, they are the same there)."""
+    source = call.ref(0)
+    if source is None:
+        return unknown(call, book)
+    indices = call.op.args[1]
+    indexed = {d for d, i in enumerate(indices) if isinstance(i, Ref)}
+    shapes = [call.shape(i) if isinstance(i, Ref) else None for i in indices]
+    results: list[Label] = []
+    for label in call.labels(0):
+        if label.axis in indexed or any(d in indexed for d in label.index_dims):
+            book.freeze((label,), f"indexed at {call.op.where}")
+            continue
+        zeros = [None if s is None else torch.zeros(s, dtype=torch.int64) for s in shapes]
+        path = route(label, call.shape(source), lambda p, z=zeros: torch.ops.aten.index(p, z))  # type: ignore[misc]
+        moved = transport(label, path)
+        if moved is None or len(call.out_shapes[0]) != moved[0].ids.ndim:
+            book.freeze((label,), f"indexed at {call.op.where}")
+        else:
+            results.append(compact(moved[0].ids, moved[0].axis))
+    return [tuple(results)]
+
+
+@rule("aten::as_strided_")
+def as_strided(call: Call, book: Book) -> list[Labels]:
+    """Pooling to one pixel in channels-last order: nothing moves. Any other use is not followed."""
+    source = call.ref(0)
+    shape, (size, stride) = call.out_shapes[0], call.op.args[1:3]
+    pixels = len(shape) > 2 and shape[2:] == (1,) * (len(shape) - 2)
+    if source is None or not pixels or call.shape(source) != shape == tuple(size) or list(stride[:2]) != [shape[1], 1]:
+        return unknown(call, book)
+    return [call.labels(0)]
+
+
+RULES |= dict.fromkeys(LAYOUT, layout)

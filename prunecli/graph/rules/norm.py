@@ -1,0 +1,138 @@
+"""Statistics over channels: normalisations, softmax, reductions."""
+
+from __future__ import annotations
+
+from prunecli.graph.labels import Book, Counted, Label, Labels, Mixed, along
+from prunecli.graph.rules.call import RULES, Call, dims_of, rule, unknown
+from prunecli.graph.rules.pattern import pattern
+
+# Each output depends on all channels along the given dim: channels pass, but removing one changes the rest.
+MIXING = {"aten._softmax", "aten._safe_softmax", "aten._log_softmax", "aten.cumsum"}
+
+REDUCTIONS = {
+    "aten." + name
+    for name in ("mean", "sum", "amax", "amin", "var", "std", "max", "min", "logsumexp", "linalg_vector_norm", "norm",
+                 "argmax", "argmin", "prod", "any", "all", "var_mean", "std_mean")
+}  # fmt: skip
+
+
+def mixing(call: Call, book: Book) -> list[Labels]:
+    """Softmax and sums along a dim: channels along it stay whole, the others pass."""
+    mixed = dims_of(call.op.args[1], len(call.out_shapes[0]))
+    return _passed(call, book, mixed, ())
+
+
+def _passed(call: Call, book: Book, mixed: set[int], affine: tuple[int, ...]) -> list[Labels]:
+    """All labels pass; those along the dims of the statistic stay whole, with the arguments that scale and shift."""
+    labels = call.labels(0)
+    whole = tuple(label for label in labels if label.axis in mixed)
+    book.freeze(whole, f"every channel influences the others at {call.op.where}")
+    for position in affine:
+        book.freeze(call.labels(position), f"belongs to the normalisation {call.op.where}")
+    return [labels, *(() for _ in call.op.outputs[1:])]
+
+
+@rule("aten::native_layer_norm")
+def layer_norm(call: Call, book: Book) -> list[Labels]:
+    """A statistic over the last dims."""
+    ndim, normal = len(call.out_shapes[0]), len(call.op.args[1])
+    if book.through_norms and normal == 1:
+        return _through(call, book, ndim - 1, (2, 3))
+    return _passed(call, book, set(range(ndim - normal, ndim)), (2, 3))
+
+
+@rule("aten::native_group_norm")
+def group_norm(call: Call, book: Book) -> list[Labels]:
+    """A statistic over the channels of a group and all places: a group goes as a whole, and the others never see it."""
+    ndim, groups = len(call.out_shapes[0]), int(call.op.args[6])
+    places = set(range(2, ndim))
+    if groups == 1:
+        return _through(call, book, 1, (1, 2)) if book.through_norms else _passed(call, book, {1, *places}, (1, 2))
+    outputs = _scaled(call, book, 1, (1, 2))
+    for label in outputs[0]:
+        if label.axis == 1:
+            rows = label.ids.reshape(groups, -1)
+            book.tie(rows[:, :1], rows)
+            book.counted.append(Counted(call.op.module, label.ids.reshape(-1)))
+        elif label.axis in places:
+            book.freeze((label,), f"every place influences the others at {call.op.where}")
+    return outputs
+
+
+@rule("aten::native_batch_norm")
+def batch_norm(call: Call, book: Book) -> list[Labels]:
+    """A statistic for each channel. Where it is taken now, over all other dims, as in standardised weights.
+
+    Sources:
+        Weight standardization: Qiao et al. 2019, arXiv 1903.10520.
+    """
+    standardised = [label for label in call.labels(0) if label.axis > 1 and call.op.args[5] and book.through_norms]
+    rest = tuple(label for label in call.labels(0) if not any(label is known for known in standardised))
+    source = call.ref(0)
+    known = {**call.known, source.index: rest} if source and standardised else call.known
+    first, *others = pattern(Call(call.op, call.tape, known), book, (0, 1, 2, 3, 4), "n c *, c, c, c, c -> n c *")
+    aligned = tuple(book.align(label) for label in standardised)
+    book.mixed.extend(Mixed(call.op.index, label) for label in aligned)
+    return [(*first, *aligned), *others]
+
+
+def _through(call: Call, book: Book, dim: int, affine: tuple[int, ...]) -> list[Labels]:
+    """Channels along `dim` may go; the statistic is of those that stay."""
+    book.mixed.extend(Mixed(call.op.index, book.align(label)) for label in call.labels(0) if label.axis == dim)
+    return _scaled(call, book, dim, affine)
+
+
+def _scaled(call: Call, book: Book, dim: int, affine: tuple[int, ...]) -> list[Labels]:
+    """Labels pass; scale and shift follow the channels along `dim`."""
+    ndim = len(call.out_shapes[0])
+    own = [book.align(label) for label in call.labels(0) if label.axis == dim]
+    scale = [along(label.ids.reshape(-1), dim, ndim) for position in affine for label in call.labels(position)]
+    if not own:
+        book.freeze(tuple(scale), f"belongs to the normalisation {call.op.where}")
+    merged = book.merge([*own, *scale], f"two widths meet at {call.op.where}") if own else ()
+    others = (label for label in call.labels(0) if label.axis != dim)
+    return [(*others, *merged), *(() for _ in call.op.outputs[1:])]
+
+
+def reduction(call: Call, book: Book) -> list[Labels]:
+    """A statistic over dims: channels along them stay, the others pass."""
+    source = call.ref(0)
+    if source is None:
+        return unknown(call, book)
+    shape = call.shape(source)
+    arguments = {a.name: a for a in call.op.func._schema.arguments}
+    values = dict(zip(arguments, call.op.args, strict=False)) | dict(call.op.kwargs)
+    dims = values.get("dim")
+    reduced = dims_of(dims, len(shape)) if dims not in (None, []) else set(range(len(shape)))
+    keepdim = bool(values.get("keepdim", False))
+    passed = []
+    for label in call.labels(0):
+        if book.through_norms and label.axis in reduced and not label.index_dims:
+            book.mixed.append(Mixed(call.op.index, label))
+        elif label.axis in reduced or any(d in reduced for d in label.index_dims):
+            book.freeze((label,), f"summed up at {call.op.where}")
+        elif keepdim:
+            passed.append(label)
+        else:
+            gone = [d for d in sorted(reduced, reverse=True) if d < label.axis]
+            ids = label.ids
+            for dim in sorted(reduced, reverse=True):
+                ids = ids.squeeze(dim)
+            passed.append(Label(ids, label.axis - len(gone)))
+    return [tuple(passed) for _ in call.op.outputs]
+
+
+@rule("aten::_weight_norm_interface")
+def weight_norm(call: Call, book: Book) -> list[Labels]:
+    """``g * v / |v|``: the norm runs over all dims but one; only along that one channels are free."""
+    direction, norms = call.out_shapes
+    dim = int(call.op.args[2]) % len(direction) if len(call.op.args) > 2 else 0
+    free = [label for label in (*call.labels(0), *call.labels(1)) if label.axis == dim and not label.index_dims]
+    for label in (*call.labels(0), *call.labels(1)):
+        if not any(label is known for known in free):
+            book.freeze((label,), f"normalised at {call.op.where}")
+    passed = book.merge(free, f"two widths meet at {call.op.where}")
+    return [passed, passed if len(norms) == len(direction) else ()]
+
+
+RULES |= dict.fromkeys(MIXING, mixing) | dict.fromkeys(REDUCTIONS, reduction)

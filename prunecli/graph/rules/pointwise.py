@@ -1,0 +1,59 @@
+"""Ops that treat every position alike."""
+
+from __future__ import annotations
+
+from prunecli.graph.labels import Book, Label, Labels, along
+from prunecli.graph.rules.call import RULES, Call
+from prunecli.graph.tape import Ref
+
+# Elementwise in what they do to channels, though torch does not tag them so.
+ELEMENTWISE = {
+    "aten." + name
+    for name in (
+        "alias", "detach", "clone", "contiguous", "lift_fresh", "fill_", "zero_", "copy_", "_to_copy", "zeros_like",
+        "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "bernoulli_", "native_dropout",
+        "rrelu_with_noise", "hardswish", "hardswish_", "log_sigmoid_forward",
+    )
+}  # fmt: skip
+
+
+# Zero everywhere.
+ZEROS = {"aten.zeros", "aten.new_zeros"}
+
+
+def pointwise(call: Call, book: Book) -> list[Labels]:
+    """Broadcasting: labels of one dim are tied; a dim that an unlabelled operand fills is frozen."""
+    if not call.op.outputs:
+        return []
+    ndim = len(call.out_shapes[0])
+    refs = call.op.refs
+    lifted = []
+    for ref in refs:
+        for label in call.known.get(ref.index, ()):
+            lifted.append(label.lifted(ndim))
+    for label in lifted:
+        for ref in refs:
+            if not _fits(call, ref, label, ndim):
+                book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
+    merged = book.merge(lifted, f"two widths meet at {call.op.where}")
+    return [merged if len(shape) == ndim else () for shape in call.out_shapes]
+
+
+def _fits(call: Call, ref: Ref, label: Label, ndim: int) -> bool:
+    shape = call.shape(ref)
+    axis = label.axis - (ndim - len(shape))
+    if axis < 0 or shape[axis] == 1:
+        return True
+    return any(own.axis == axis for own in call.known.get(ref.index, ()))
+
+
+def zeros(call: Call, book: Book) -> list[Labels]:
+    """Whatever channels they meet, their positions may belong to them, as in the first state of a recurrent layer.
+
+    That its size follows is for the trial cut to find out.
+    """
+    ((*shape,),) = call.out_shapes
+    return [tuple(along(book.fresh(size), dim, len(shape)) for dim, size in enumerate(shape) if size > 1)]
+
+
+RULES |= dict.fromkeys(ELEMENTWISE, pointwise) | dict.fromkeys(ZEROS, zeros)
