@@ -202,15 +202,26 @@ def trace(
     return connect(tape, slots, labels, book)
 
 
-def attributes_with(module: nn.Module, sizes: tuple[int, ...]) -> list[str]:
-    """Names of the tuples and lists of a module that hold these sizes."""
-    return [name for name, value in vars(module).items() if type(value) in (tuple, list) and tuple(value) == sizes]
+def holders(module: nn.Module, told: Told) -> list[tuple[str, str, int | None]]:
+    """The attributes that may hold told sizes: path of the module, name, and which size, None for all in a row.
+
+    The size of a part may be held by the modules inside as well, torch's own excepted, which know of no parts.
+    """
+    owner = module.get_submodule(told.module)
+    rows = [
+        (told.module, n, None) for n, v in vars(owner).items() if type(v) in (tuple, list) and tuple(v) == told.sizes
+    ]
+    if not told.reason:
+        return [*rows]
+    parts = ((p, m) for p, m in owner.named_modules(prefix=told.module) if not type(m).__module__.startswith("torch."))
+    numbers = ((p, name, value) for p, m in parts for name, value in vars(m).items() if type(value) is int)
+    return [*rows, *((path, name, told.sizes.index(value)) for path, name, value in numbers if value in told.sizes)]
 
 
 def _freeze_literals(module: nn.Module, book: Book) -> None:
     """What an op is told as a number can change only where an attribute of the module holds that number."""
     for told in book.told:
-        if told.reason and not attributes_with(module.get_submodule(told.module), told.sizes):
+        if told.reason and not holders(module, told):
             book.freezes += [Freeze(ids, told.reason) for ids in told.ids if ids is not None]
     for counted in book.counted:
         owner = module.get_submodule(counted.module)

@@ -89,7 +89,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Told:
-    """Sizes that an op is told as numbers, which a tuple or list of the module may hold: ``view(self.shape)``.
+    """Sizes that an op is told as numbers, which attributes of the module may hold: ``view(self.shape)``.
 
     Attributes:
         module: that told them.

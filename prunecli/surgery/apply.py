@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
-from prunecli.graph.channels import Bools, Channels, attributes_with
+from prunecli.graph.channels import Bools, Channels, holders
 from prunecli.graph.copying import copied, like
 from prunecli.graph.garbage import uncollected
 from prunecli.graph.tape import named_tensors
@@ -72,14 +72,14 @@ def sliced(
 
 
 def _told_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, Edits]:
-    """New sizes for the modules that tell them to a view or a split."""
+    """New sizes for the modules that hold what a view or a split is told."""
     changed: dict[str, Edits] = {}
     for told in channels.told:
         pairs = zip(told.sizes, told.ids, strict=True)
         after = [size if ids is None or size < 0 else int((~removed[channels.of(ids)]).sum()) for size, ids in pairs]
         if tuple(after) != told.sizes:
-            for name in attributes_with(module.get_submodule(told.module), told.sizes):
-                changed.setdefault(told.module, {})[name] = after
+            for path, name, number in holders(module, told):
+                changed.setdefault(path, {})[name] = after if number is None else after[number]
     return changed
 
 

@@ -284,6 +284,29 @@ class ToldSizes(Base):
 
 
 @model
+class ToldByAPart(Base):
+    """A module inside says where to split, as in RAFT."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.part = Gate(10, 6)
+
+    def middle(self, x: Tensor) -> Tensor:
+        first, second = x.split([self.part.hidden_size, x.shape[1] - self.part.hidden_size], 1)
+        return self.part(first) * second
+
+
+class Gate(nn.Module):
+    def __init__(self, hidden_size: int, out: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.mix = nn.Conv2d(hidden_size, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(x)
+
+
+@model
 class LiteralSplit(Base):
     def __init__(self) -> None:
         super().__init__(6)
