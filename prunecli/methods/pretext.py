@@ -17,7 +17,7 @@ EMBEDDING = 128
 MARGIN = 0.5  # of the triplet loss (Doersch and Zisserman 2017)
 HEAT = 0.07  # of the softmax over instances (Wu et al. 2018)
 BANK_MOMENTUM = 0.5
-NEGATIVES = 4096
+OTHERS = 4096  # at most so many are told from an image
 
 
 def head_of(module: nn.Module, example: Example) -> str:
@@ -135,7 +135,8 @@ def view(images: Tensor) -> Tensor:
 class Instance(Pretext):
     """Every image is a class of its own; a memory bank of embeddings stands for the classes.
 
-    A softmax over the image and a sample of others, where the paper has noise-contrastive estimation.
+    The softmax over all images (Wu et al. 2018, arXiv 1805.01978, equation 2), over a sample of them where there are
+    many. The noise-contrastive estimation of the paper holds its normaliser constant and diverges on small data sets.
     """
 
     def attach(self, module: nn.Module, course: Course) -> None:
@@ -145,11 +146,13 @@ class Instance(Pretext):
         self._bank = F.normalize(torch.randn(course.count, EMBEDDING, device=home.device), dim=1)
 
     def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], batch: Batch) -> Tensor:
-        """Cross entropy of the image among the sample; its place in the bank follows the embedding."""
+        """Cross entropy of the image among the others; its place in the bank follows the embedding."""
         del task
         found = self.embedding(forward, batch.images)
         own = batch.indices.to(self._bank.device)
-        others = torch.randint(len(self._bank), (min(NEGATIVES, len(self._bank)),), device=self._bank.device)
+        count, device = len(self._bank), self._bank.device
+        many = count > OTHERS
+        others = torch.randint(count, (OTHERS,), device=device) if many else torch.arange(count, device=device)
         right = (found * self._bank[own]).sum(1, keepdim=True)
         wrong = (found @ self._bank[others].T).masked_fill(own[:, None] == others, -torch.inf)
         with torch.no_grad():

@@ -8,10 +8,11 @@ weights W_k; training with labels, if any, comes after the last round.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from prunecli.errors import InputError
 from prunecli.methods.base import Evidence, Method
 from prunecli.recipe.schema import Budget, Train
 
@@ -19,6 +20,27 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from prunecli.graph.tape import Example
+
+
+def earlier(module: nn.Module, path: str) -> nn.Module:
+    """A copy of a module with the weights of an earlier checkpoint.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        InputError: it holds another network.
+    """
+    from prunecli.checkpoint.read import read
+    from prunecli.graph.copying import copied
+
+    twin = copied(module)
+    own = twin.state_dict()
+    state = read(path).spelled(own).state
+    odd = [n for n, t in own.items() if n not in state or state[n].shape != t.shape]
+    if odd:
+        reason = f"has no tensor {odd[0]} of shape {tuple(own[odd[0]].shape)}"
+        raise InputError(f"method.rewind: {path} {reason}", hint="an earlier checkpoint of the same network")
+    twin.load_state_dict({name: state[name] for name in own})
+    return twin
 
 
 class SelfSupervision(Method):
@@ -30,7 +52,8 @@ class SelfSupervision(Method):
             image from all others through a memory bank (Wu et al. 2018); ``labels`` is what they are compared with.
         fraction: of what is left that goes in every round.
         pretext: the training of one round.
-        rewind: W_k is what this many epochs of the pretext task make of the given weights.
+        rewind: W_k, where it is not the given weights: what so many epochs of the pretext task make of them, or an
+            earlier checkpoint of the same network.
         leave: ``rewound`` weights, to be trained with labels, or those ``trained`` once more on the pretext task.
     """
 
@@ -41,7 +64,7 @@ class SelfSupervision(Method):
     objective: Literal["rotation", "exemplar", "instance", "labels"] = "rotation"
     fraction: float = Field(0.2, gt=0, lt=1)
     pretext: Train = Train(epochs=1, lr=0.05, validation=0.0)
-    rewind: int = Field(0, ge=0)
+    rewind: Annotated[int, Field(ge=0)] | str = 0
     leave: Literal["rewound", "trained"] = "rewound"
 
     @property
@@ -69,6 +92,8 @@ class SelfSupervision(Method):
 
     def start(self, evidence: Evidence) -> nn.Module | None:
         """W_k, where it is not what was given."""
+        if isinstance(self.rewind, str):
+            return earlier(evidence.module, self.rewind)
         settings = self.pretext.model_copy(update={"epochs": self.rewind})
         return self._trained(evidence, settings) if self.rewind else None
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from courses import course
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import prunecli
-from prunecli.errors import DataError, InputError
+from prunecli.errors import CheckpointError, DataError, InputError
 from prunecli.graph.tape import Example
 from prunecli.methods.hook import Batch
 from prunecli.methods.pretext import OBJECTIVES, Instance, head_of, quarter_turns, view
@@ -142,6 +143,16 @@ def test_views_differ_and_keep_the_shape() -> None:
     assert not torch.equal(first, second)
 
 
+def test_instances_are_told_apart_by_a_softmax_over_all_images() -> None:
+    """Equation 2 of Wu et al. 2018."""
+    hook, images, own = Instance(), torch.randn(6, 128), torch.arange(6)
+    bank = F.normalize(torch.randn(50, 128), dim=1)
+    hook.restore({"bank": bank.clone()})
+    loss = hook.loss(lambda: torch.zeros(()), nn.Identity(), Batch(images, own))
+    scores = F.normalize(images, dim=1) @ bank.T / 0.07
+    torch.testing.assert_close(loss, F.cross_entropy(scores, own))
+
+
 def test_a_memory_bank_holds_a_place_of_length_one_for_every_image() -> None:
     module, hook = net(), Instance()
     hook.attach(module, course(10))
@@ -189,6 +200,23 @@ def test_features_can_be_trained_once_more_and_the_start_moved(tmp_path: Path) -
         found = kept(open_model(str(tmp_path / f"{name}.safetensors"), Opening()))
         start = kept(open_model(DIGITS, Opening()))
         assert all(set(found[n].tolist()) <= set(start[n].tolist()) for n in found)
+
+
+def test_the_start_may_be_an_earlier_checkpoint(tmp_path: Path) -> None:
+    early, odd = tmp_path / "early.pt", tmp_path / "odd.pt"
+    model = open_model(DIGITS, Opening()).module
+    weights = {f"module.{name}": t * 0.5 if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    torch.save({"state_dict": weights}, early)
+    torch.save({name: t for name, t in weights.items() if "weight" in name}, odd)
+    prunecli.prune(recipe(0.3, method={"rewind": str(early)}), DIGITS, tmp_path / "o.safetensors")
+    found = open_model(str(tmp_path / "o.safetensors"), Opening()).module.state_dict()
+    for name in model.state_dict():
+        alive = found[name] != 0
+        assert torch.equal(found[name][alive], weights[f"module.{name}"][alive]), name
+    with pytest.raises(InputError, match=r"odd.pt has no tensor"):
+        prunecli.prune(recipe(0.3, method={"rewind": str(odd)}), DIGITS, tmp_path / "p.safetensors")
+    with pytest.raises(CheckpointError, match=r"not exist|no such"):
+        prunecli.prune(recipe(0.3, method={"rewind": "nowhere.pt"}), DIGITS, tmp_path / "p.safetensors")
 
 
 def test_a_real_training_with_labels_after_masks_without(tmp_path: Path) -> None:
