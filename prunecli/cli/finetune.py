@@ -12,8 +12,8 @@ from prunecli.cli.out import Out
 
 def finetune(
     model: options.Model,
-    data: Annotated[str, typer.Option(metavar="D", help="What to train on, as in analyze.")],
     output: options.Output,
+    data: options.Data = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", metavar="R", help="Training settings.")] = None,
     teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Distil from this model.")] = None,
     epochs: Annotated[int | None, typer.Option(min=0, metavar="N", help="Instead of the recipe's.")] = None,

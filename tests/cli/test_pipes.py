@@ -83,6 +83,15 @@ def test_a_training_that_nothing_comes_before_does_not_begin(checkpoint: str, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_finetune_takes_its_data_from_the_recipe(checkpoint: str, tmp_path: Path) -> None:
+    recipe, output = tmp_path / "r.yaml", tmp_path / "o.safetensors"
+    recipe.write_text("version: 1\ndata: digits\ntrain: {epochs: 0}\n")
+    asked = ("finetune", checkpoint, "-o", str(output))
+    assert prunecli(*asked, "--recipe", str(recipe)).returncode == 0
+    refused = prunecli(*asked)
+    assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: no data is given")
+
+
 def test_why_explains_both_sides(checkpoint: str) -> None:
     found = prunecli("analyze", checkpoint, "--why", "block1.conv2")
     assert "writes stem.0: 32 channels, can be pruned" in found.stdout
