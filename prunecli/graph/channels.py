@@ -165,6 +165,8 @@ def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> 
         index = tape.params[name]
         known[index] = (*known.get(index, ()), along(ids, dim, len(tape.shapes[index])))
     for op in tape.live_ops():
+        if op.outputs and all(0 in tape.shapes[index] for index in op.outputs):
+            continue  # an empty slice holds nobody's channels
         outputs = apply(Call(op, tape, known), book)
         for index, labels in zip(op.outputs, outputs, strict=True):
             known[index] = tuple(label for label in labels if label.ids.shape[label.axis] > 1)

@@ -239,7 +239,7 @@ def route(label: Label, shape: tuple[int, ...], run: Callable[[Tensor], Tensor])
     """
     moved = run(torch.arange(label.ids.numel()).reshape(label.ids.shape).expand(shape))
     for dim in range(moved.ndim):
-        if moved.stride(dim) == 0:
+        if moved.stride(dim) == 0 and moved.shape[dim]:
             moved = moved.narrow(dim, 0, 1)
     inner = math.prod(label.ids.shape[label.axis + 1 :])
     along = (moved // inner) % label.ids.shape[label.axis]
@@ -261,4 +261,4 @@ def transport(label: Label, path: Route) -> tuple[Label, list[int]] | None:
 
 
 def _varies(values: Tensor, dim: int) -> bool:
-    return values.shape[dim] > 1 and not bool((values == values.narrow(dim, 0, 1)).all())
+    return values.shape[dim] > 1 and values.numel() > 0 and not bool((values == values.narrow(dim, 0, 1)).all())

@@ -200,6 +200,18 @@ class Positions(Base):
 
 
 @model
+class EmptySlices(Base):
+    """Windows that are shifted by nothing, as in Swin; and a part that is empty."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        mask = x.new_zeros(8, 8)
+        for rows in (slice(0, -4), slice(-8, 0), slice(-4, None)):
+            mask[rows] = float(rows.start)
+        first, second = x.split([x.shape[1], 0], 1)
+        return torch.cat([first, second, x[:, :0]], 1) + mask
+
+
+@model
 class Gathered(Base):
     def __init__(self) -> None:
         super().__init__(5)

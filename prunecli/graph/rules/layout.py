@@ -45,13 +45,14 @@ def _transport(call: Call, book: Book, label: Label, results: list[list[Label]])
     assert source is not None
     found = [transport(label, path) for path in _routes(call, book, label, source)]
     moved = [None if m is None else _split(call, book, *m) for m in found]
-    kept = [m for m in moved if m is not None]
-    if len(kept) < len(moved):
+    if any(m is None and 0 not in shape for m, shape in zip(moved, call.out_shapes, strict=True)):
         return book.freeze((label,), f"one position is picked at {call.op.where}")
     size = label.ids.shape[label.axis]
-    if call.op.name not in RESHAPES and any(m.ids.shape[m.axis] < size and not m.index_dims for m in kept):
-        _cut_up(call, book, label, kept)
-    for result, part in zip(results, kept, strict=True):
+    if call.op.name not in RESHAPES and any(m and m.ids.shape[m.axis] < size and not m.index_dims for m in moved):
+        _cut_up(call, book, label, moved)
+    for result, part in zip(results, moved, strict=True):
+        if part is None:
+            continue
         if part.index_dims:
             book.equal_counts(part.rows())
         if call.op.name == "aten.roll" and part.axis in dims_of(call.op.args[2], part.ids.ndim):
@@ -93,20 +94,23 @@ def _split(call: Call, book: Book, label: Label, axes: list[int]) -> Label:
     return compact(first, heads)
 
 
-def _cut_up(call: Call, book: Book, label: Label, parts: list[Label]) -> None:
+def _cut_up(call: Call, book: Book, label: Label, parts: list[Label | None]) -> None:
     """The axis is cut into parts: equal parts must keep equal counts (chunk), others stay as they are."""
-    size, part = label.ids.shape[label.axis], parts[0].ids.shape[parts[0].axis]
+    size, sizes = label.ids.shape[label.axis], {part.ids.shape[part.axis] if part else 0 for part in parts}
     start = call.op.args[2] if call.op.name == "aten.slice" and len(call.op.args) > 2 else 0
-    equal = all(p.ids.shape[p.axis] == part for p in parts) and size % part == 0 and (start or 0) % part == 0
-    reason = "" if equal else f"cut at a fixed position at {call.op.where}"
-    told = call.op.name == "aten.split_with_sizes" and not label.index_dims
-    if told:
-        ids = tuple(part.ids.reshape(-1) for part in parts)
-        book.told.append(Told(call.op.module, tuple(call.op.args[1]), ids, reason))
-    if equal and not label.index_dims:
+    part = max(sizes)
+    equal = len(sizes) == 1 and size % part == 0 and (start or 0) % part == 0
+    reason = f"cut at a fixed position at {call.op.where}"
+    if label.index_dims:
+        return book.freeze((label,), reason)
+    if equal:
         book.equal_counts(label.ids.reshape(-1, part))
-    elif not told:
+    if call.op.name == "aten.split_with_sizes":
+        ids = tuple(None if part is None else part.ids.reshape(-1) for part in parts)
+        book.told.append(Told(call.op.module, tuple(call.op.args[1]), ids, "" if equal else reason))
+    elif not equal:
         book.freeze((label,), reason)
+    return None
 
 
 def _one_per_axis(call: Call, book: Book, labels: list[Label]) -> Labels:
