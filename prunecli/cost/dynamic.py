@@ -87,13 +87,14 @@ def dynamic_cost(module: nn.Module, example: Example) -> DynamicCost:
 def watching(module: nn.Module) -> Iterator[dict[str, Gated]]:
     """The gates remember the masks of each forward pass."""
     gates = gates_of(module)
+    before = {name: gate.watched for name, gate in gates.items()}
     for gate in gates.values():
         gate.watched = True
     try:
         yield gates
     finally:
-        for gate in gates.values():
-            gate.watched, gate.seen, gate.mask = False, None, None
+        for name, gate in gates.items():
+            gate.watched, gate.seen, gate.mask = before[name], None, None
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from prunecli.errors import InputError
 from prunecli.graph.channels import trace
 from prunecli.graph.copying import copied
 from prunecli.methods.base import select
-from prunecli.methods.control import bracket, largest
+from prunecli.methods.control import Ramp, bracket, largest
 from prunecli.methods.hook import Batch, Course, Hook
 from prunecli.recipe.schema import Train
 from prunecli.surgery.gates import Gated, candidates, gates_of, install
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SLACK = 1e-5  # of the cumulated share, as in the authors' code
 FARTHEST = 1e9  # how far heads are shifted at most
+GAIN = 2.0  # by how much logits are shifted where all of the FLOPs are too many
 
 
 def heaviest(output: Tensor, r: float) -> Tensor:
@@ -97,6 +98,7 @@ class Gating(Hook):
     def __init__(self, method: FireTogether, share: float | None) -> None:
         self._method = method
         self._share = share
+        self._shift = 0.0
         self._found: dict[str, float] = {}
         self._now: dict[str, float] = {}
 
@@ -130,6 +132,7 @@ class Gating(Hook):
         for layer in self._layers.values():
             layer.watched, layer.joint = True, self._method.mode == "joint"
         self._freeze_at = round(self._method.heads_until * course.steps)
+        self._ramp = Ramp(self._predicted["flops"], 1, course.steps)
 
     @property
     def journal(self) -> Journal:
@@ -171,14 +174,34 @@ class Gating(Hook):
             entropies.append(entropy / len(batch.images))
             open_now.append(layer.mask.mean())
             layer.seen = layer.mask = None
-        self._now = {"open": float(torch.stack(open_now).mean())}
+        self._now |= {"open": float(torch.stack(open_now).mean())}
         return loss + self._teaching * torch.stack(entropies).mean()
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Heads stay as they are from some step on, so that the network can follow them."""
-        del module
+        """Heads stay as they are from some step on, so that the network can follow them.
+
+        The network learns with as many channels as it will have: what is open follows the budget all the way.
+        """
         if step == self._freeze_at:
             self._heads["lr"] = 0.0
+        if self._share is not None and self._ramp.due(step):
+            left = self._mean(module, self._images[:1])
+            self._shift -= GAIN * (left - self._share)
+            self._now |= {"flops": left}
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        for layer in self._layers.values():
+            layer.shift = self._shift
+
+    def state(self) -> dict[str, Any]:
+        """The shift."""
+        return {"shift": self._shift}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self._shift = state["shift"]
+        self._hand_on()
 
     @property
     def _teaching(self) -> float:
@@ -192,7 +215,7 @@ class Gating(Hook):
         return group
 
     def figures(self) -> Mapping[str, float]:
-        """The mean share of open channels."""
+        """The mean share of open channels, and of the FLOPs that are left."""
         return self._now
 
     def predictions(self) -> Mapping[str, float]:
@@ -204,13 +227,16 @@ class Gating(Hook):
         for layer in self._layers.values():
             head: Any = layer.head
             layer.head, layer.watched, layer.seen, layer.mask = head.plain(), False, None, None
-        self._found = {"flops before the shift": self._mean(module)}
         biases: list[Any] = [layer.head.bias for layer in self._layers.values()]
+        _shift(biases, [bias.detach().clone() for bias in biases], self._shift)
+        self._shift = 0.0
+        self._hand_on()
+        self._found = {"flops before the last shift": self._mean(module, self._images)}
         start = [bias.detach().clone() for bias in biases]
 
         def within(shift: float) -> bool:
             _shift(biases, start, shift)
-            return self._mean(module) <= (self._share or 1.0)
+            return self._mean(module, self._images) <= (self._share or 1.0)
 
         if self._share is not None:
             _shift(biases, start, largest(within, *bracket(within, 1.0, FARTHEST)))
@@ -263,13 +289,13 @@ class Gating(Hook):
         for name, layer in self._layers.items():
             activation = self._activations[name]
             layer.oracle = lambda output, activation=activation: heaviest(activation(output), r)
-        left = self._mean(module)
+        left = self._mean(module, self._images)
         for layer in self._layers.values():
             layer.oracle = None
         return left
 
-    def _mean(self, module: nn.Module) -> float:
-        return float(self._cost(masks_of(module, self._images)).mean()) / self._whole
+    def _mean(self, module: nn.Module, images: Sequence[Tensor]) -> float:
+        return float(self._cost(masks_of(module, images)).mean()) / self._whole
 
 
 @torch.no_grad()

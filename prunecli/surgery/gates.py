@@ -45,6 +45,7 @@ class Gated(nn.Module):
         head: from the mean of every input channel to one logit for each output channel.
         watched: whether forward remembers what it saw, for a method that trains heads.
         oracle: takes the ungated output and gives the mask in place of the head.
+        shift: of all logits, while a method that trains heads looks for the number that meets its budget.
         seen: (logits, output before the mask) of the last forward pass that was watched.
         mask: (N, C) of that pass.
     """
@@ -55,6 +56,7 @@ class Gated(nn.Module):
         self.watched = False
         self.joint = False
         self.oracle: Any = None
+        self.shift = 0.0
         self.seen: tuple[Tensor, Tensor] | None = None
         self.mask: Tensor | None = None
 
@@ -64,7 +66,7 @@ class Gated(nn.Module):
         if not self.watched and _alone(self, x) and bool((rows := (logits[0] > 0).nonzero().flatten()).numel()):
             return self._computed(x, rows)
         whole: Tensor = self.norm(self.conv(x))
-        mask = (logits.detach() > 0).to(whole.dtype) if self.oracle is None else self.oracle(whole.detach())
+        mask = (logits.detach() > -self.shift).to(whole.dtype) if self.oracle is None else self.oracle(whole.detach())
         if self.watched:
             self.seen, self.mask = (logits, whole), mask
         masked: Tensor = whole * mask[:, :, None, None]

@@ -283,6 +283,7 @@ def test_a_real_training_meets_the_flops_and_keeps_the_accuracy(pruned: tuple[Pa
     _, facts = pruned
     assert 0.49 <= facts.budget.met <= 0.5
     assert facts.predicted["flops"] <= 0.5
+    assert facts.found["flops before the last shift"] == pytest.approx(0.5, abs=0.04)  # it was trained with as many
     assert facts.after.flops / facts.before.flops == pytest.approx(0.5, abs=0.02)
     assert facts.after.accuracy > facts.before.accuracy - 0.03
     assert facts.verified.max_rel_error < 1e-12
@@ -332,7 +333,7 @@ def test_a_gated_model_can_be_tuned_and_cut_further(pruned: tuple[Path, object],
         validate({"version": 1, "data": "digits", "train": {"epochs": 2, "lr": 0.02}}),
         str(tmp_path / "smaller.safetensors"), tmp_path / "tuned.safetensors",
     )  # fmt: skip
-    assert tuned.after.accuracy > 0.8
+    assert tuned.after.accuracy > facts.after.accuracy + 0.1
 
 
 def test_a_pruned_model_can_be_gated(tmp_path: Path) -> None:
