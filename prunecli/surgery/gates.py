@@ -7,6 +7,7 @@ and layers that read them skip what is zero. Both give the same up to rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,8 +34,8 @@ _PASSES = ACTIVATIONS | {
 }  # fmt: skip
 
 
-# Positions of a feature map from which on it takes longer to compute channels than to copy the weights of the others.
-WORTH = 600
+# Multiply-adds for each number that is copied, from which on it is faster to copy some channels than to compute all.
+WORTH = 120
 
 
 class Gated(nn.Module):
@@ -63,14 +64,24 @@ class Gated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, H, W) -> (N, C, H', W')."""
         logits = self.head((x if self.joint else x.detach()).mean((2, 3)))
-        if not self.watched and _alone(self, x) and bool((rows := (logits[0] > 0).nonzero().flatten()).numel()):
-            return self._computed(x, rows)
+        if not self.watched and _alone(self, x):
+            rows = (logits[0] > 0).nonzero().flatten()
+            if rows.numel() and _pays(self.conv, x):
+                return self._computed(x, rows)
+            return self._silenced(x, logits[0] > 0)
         whole: Tensor = self.norm(self.conv(x))
         mask = (logits.detach() > -self.shift).to(whole.dtype) if self.oracle is None else self.oracle(whole.detach())
         if self.watched:
             self.seen, self.mask = (logits, whole), mask
         masked: Tensor = whole * mask[:, :, None, None]
         return masked
+
+    def _silenced(self, x: Tensor, mask: Tensor) -> Tensor:
+        """The mask, (C,), of one image as a part of its batch norm."""
+        output: Tensor = self.conv(x)
+        return (
+            output * mask[:, None, None] if isinstance(self.norm, nn.Identity) else _scaled_by(self.norm, output, mask)
+        )
 
     def _computed(self, x: Tensor, rows: Tensor) -> Tensor:
         """Some channels of the output of one image, the others zero."""
@@ -90,7 +101,7 @@ class Skipping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution."""
         conv: Any = self
-        if not _alone(self, x):
+        if not _alone(self, x) or not _pays(self, x):
             plain: Tensor = super().forward(x)
             return plain
         columns = _present(x)
@@ -98,13 +109,20 @@ class Skipping(nn.Module):
 
 
 def _alone(module: nn.Module, x: Tensor) -> bool:
-    """One image, large enough, for real: not while the model is trained, traced or exported."""
+    """One image, for real: not while the model is trained, traced or exported."""
     real = (
         not (module.training or x.is_meta or torch.compiler.is_compiling())
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and _get_current_dispatch_mode() is None
     )
-    return real and len(x) == 1 and x.shape[2] * x.shape[3] >= WORTH
+    return real and len(x) == 1
+
+
+def _pays(conv: Any, x: Tensor) -> bool:
+    """Whether there is enough to compute for each number that must be copied."""
+    places = x.shape[2] * x.shape[3] // math.prod(conv.stride)
+    copied = x.numel() + 2 * conv.out_channels * places + conv.weight.numel()
+    return bool(conv.weight.numel() * places >= WORTH * copied)
 
 
 def _present(x: Tensor) -> Tensor:
@@ -115,6 +133,13 @@ def _present(x: Tensor) -> Tensor:
 
 def _convolved(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, groups)
+
+
+def _scaled_by(norm: Any, x: Tensor, mask: Tensor) -> Tensor:
+    """A batch norm in eval whose masked channels are zero."""
+    weight = mask.to(x.dtype) if norm.weight is None else norm.weight * mask
+    bias = None if norm.bias is None else norm.bias * mask
+    return F.batch_norm(x, norm.running_mean, norm.running_var, weight, bias, training=False, eps=norm.eps)
 
 
 def _some_of(norm: Any, x: Tensor, rows: Tensor) -> Tensor:
@@ -229,7 +254,8 @@ def _is_plain(module: nn.Module, op: Op) -> bool:
 
 def _is_norm(module: nn.Module, calls: Mapping[str, Op], op: Op) -> bool:
     own = op.name == "aten.native_batch_norm" and calls.get(op.module) is op
-    return own and type(module.get_submodule(op.module)) is nn.BatchNorm2d
+    norm = module.get_submodule(op.module)
+    return own and type(norm) is nn.BatchNorm2d and norm.running_mean is not None
 
 
 def sources(tape: Tape, starts: Mapping[int, str]) -> dict[int, str]:

@@ -116,11 +116,15 @@ def test_what_can_be_gated() -> None:
 @pytest.fixture(autouse=True)
 def _always_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small feature maps are not worth skipping for; here they are what is tested."""
-    monkeypatch.setattr(gates, "WORTH", 1)
+    monkeypatch.setattr(gates, "WORTH", 0)
 
 
+@pytest.mark.parametrize("worth", [0, 10**9])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_single_image_that_skips_channels_gives_what_the_mask_gives(seed: int) -> None:
+def test_a_single_image_that_skips_channels_gives_what_the_mask_gives(
+    seed: int, worth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "WORTH", worth)
     module, _ = gated(seed)
     images = torch.randn(6, 3, 12, 12, dtype=torch.float64)
     with torch.no_grad():
