@@ -88,10 +88,9 @@ class Journal:
         attributes = {module: dict(values) for module, values in self.attributes.items()}
         for module, values in later.attributes.items():
             attributes.setdefault(module, {}).update(values)
-        expansions = {**self.expansions, **later.expansions}
-        return Journal(
-            kept, attributes, expansions, tuple(sorted({*self.folded, *later.folded})), self.gates, self.ranks
-        )
+        expansions, folded = {**self.expansions, **later.expansions}, {*self.folded, *later.folded}
+        left = {module: values for module, values in attributes.items() if module not in folded}
+        return Journal(kept, left, expansions, tuple(sorted(folded)), self.gates, self.ranks)
 
     def name_of(self, tensor: str) -> str:
         """What a tensor is called now; gates take layers inside, and of two factors the last is meant."""

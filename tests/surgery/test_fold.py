@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from randomise import randomise
 from torch import nn
 from torch.nn import functional as F
 
+import prunecli
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.graph.tape import Example
+from prunecli.recipe.load import validate
 from prunecli.surgery.fold import drop, fold_batchnorm
 from prunecli.surgery.verify import compare, random_example
 
@@ -69,3 +73,22 @@ def test_nothing_is_folded_that_others_see() -> None:
 def test_only_batch_norms_are_dropped() -> None:
     with pytest.raises(TypeError, match="is no batch norm"):
         drop(nn.Sequential(nn.Conv2d(3, 3, 1)), ("0",))
+
+
+@pytest.mark.parametrize("expand", ["off", "always"])
+def test_channels_are_cut_and_what_is_left_is_folded(expand: str, tmp_path: Path) -> None:
+    source, output = tmp_path / "dense.pt", tmp_path / "o.safetensors"
+    torch.save(randomise(build(parse("cifar_resnet20"))).state_dict(), source)
+    fields = {"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}}
+    plain = prunecli.prune(validate(fields), str(source), tmp_path / "plain.safetensors")
+    facts = prunecli.prune(
+        validate({**fields, "strip": {"fold_batchnorm": True, "expand": expand}}), str(source), output
+    )
+    assert facts.verified.max_rel_error < 1e-12
+    assert facts.after.flops < plain.after.flops
+    models = [prunecli.load(path).double() for path in (tmp_path / "plain.safetensors", output)]
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in models[1].modules())
+    tests = [random_example(Example((torch.zeros(2, 3, 32, 32, dtype=torch.float64),)), 0)]
+    assert compare(*models, tests, torch.float64).max_rel_error < 1e-5  # weights in the file are float32
+    again = prunecli.prune(validate({**fields, "budget": {"flops": 0.8}}), str(output), tmp_path / "again.safetensors")
+    assert again.budget.met <= 0.8
