@@ -104,8 +104,9 @@ def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Ite
     text += b" " * (-len(text) % 8)
     yield struct.pack("<Q", len(text)) + text
     for name in order:
-        dense = tensors[name].detach().cpu().contiguous()
-        yield dense.reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b""
+        flat = tensors[name].detach().cpu().reshape(-1)
+        flat = flat if flat.stride() == (1,) else flat.clone(memory_format=torch.contiguous_format)  # one number alone
+        yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 def write_tensors(

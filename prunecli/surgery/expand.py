@@ -23,7 +23,7 @@ from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import Example, Op, Tape, named_tensors, record
 from prunecli.surgery.apply import set_attributes
 from prunecli.surgery.constants import Fields, propagate
-from prunecli.surgery.fix import edits
+from prunecli.surgery.fix import Edits, edits
 from prunecli.surgery.plan import kernel_width
 
 # Multiply-adds that take as long as moving one number through memory, and as starting three more kernels. With fixed
@@ -98,8 +98,7 @@ def expand(module: nn.Module, example: Example, mode: str) -> tuple[nn.Module, J
         tail = smaller.get_submodule(candidate.tail)
         dtype = next(p.dtype for p in module.get_submodule(candidate.conv).parameters())
         tail.expand_constant = constant.to(dtype)
-    attributes = edits(smaller)
-    set_attributes(smaller, attributes)
+    attributes = _counted(smaller, {c.conv: len(c.kept) for c in chosen})
     return smaller, Journal(attributes=attributes, expansions=plan)
 
 
@@ -129,10 +128,24 @@ def collapsed(module: nn.Module, journal: Journal) -> tuple[nn.Module, Journal]:
         holder.__class__ = type(holder).__mro__[2]
         for layer in (wide.get_submodule(name) for name in expansion.layers):
             _widen(layer, expansion, constant if layer is holder else torch.zeros_like(constant))
-    attributes = edits(wide)
-    set_attributes(wide, attributes)
+    attributes = _counted(wide, {expansion.layers[0]: expansion.width for expansion in journal.expansions.values()})
     merged = {path: {**journal.attributes.get(path, {}), **values} for path, values in attributes.items()}
     return wide, replace(journal, attributes={**journal.attributes, **merged}, expansions={})
+
+
+def _counted(module: nn.Module, rows: Mapping[str, int]) -> dict[str, Edits]:
+    """Set how many filters some convolutions have, and what follows from it.
+
+    Elsewhere a depthwise convolution that loses filters has lost their inputs, and so groups; here it has not.
+    """
+    for path, count in rows.items():
+        conv: Any = module.get_submodule(path)
+        conv.out_channels = count
+    attributes = edits(module)
+    set_attributes(module, attributes)
+    for path, count in rows.items():
+        attributes.setdefault(path, {})["out_channels"] = count
+    return attributes
 
 
 def _widen(layer: nn.Module, expansion: Expansion, constant: Tensor) -> None:

@@ -40,6 +40,16 @@ def test_a_slice_is_saved_alone(tmp_path: Path) -> None:
     assert (tmp_path / "f").stat().st_size < 5000
 
 
+def test_one_number_with_a_stride(tmp_path: Path) -> None:
+    """Torch calls it contiguous."""
+    odd = torch.arange(6.0).reshape(2, 3)[1:, ::3]
+    assert odd.is_contiguous()
+    assert odd.reshape(-1).stride() != (1,)
+    write_tensors(tmp_path / "f", {"a": odd, "b": torch.arange(4.0)[::2], "c": torch.tensor(2.0)})
+    found = load_file(tmp_path / "f")
+    assert (found["a"].tolist(), found["b"].tolist(), found["c"].item()) == ([[3.0]], [0.0, 2.0], 2.0)
+
+
 def test_shared_tensors_are_stored_once_and_shared_again(tmp_path: Path) -> None:
     shared = torch.randn(50, 50)
     write_tensors(tmp_path / "f", {"a": shared, "b": shared, "c": shared[:25]}, {"format_version": 1})

@@ -80,6 +80,22 @@ def test_a_norm_without_affine_parameters() -> None:
     assert expanded[0].weight.shape[0] == 5
 
 
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_depthwise_convolution_keeps_its_inputs(norm: bool) -> None:
+    """Two filters for each input, of which one is dead: half of the filters go, and no group."""
+    layers = [nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 3, groups=4), *([nn.BatchNorm2d(8)] if norm else [])]
+    module = randomise(nn.Sequential(*layers)).double().eval()
+    module[1].weight.data[::2], module[1].bias.data[::2] = 0, 0
+    example = trials(9)[0].to(dtype=torch.float64)
+    smaller, journal = expand(module, example, "always")
+    conv = smaller[1]
+    assert (conv.in_channels, conv.out_channels, conv.groups, len(conv.weight)) == (4, 4, 4, 4)
+    assert compare(module, smaller, [example], torch.float64).max_rel_error < 1e-12
+    back, _ = collapsed(smaller, journal)
+    assert (back[1].in_channels, back[1].out_channels, back[1].groups) == (4, 8, 4)
+    assert compare(module, back, [example], torch.float64).max_rel_error < 1e-12
+
+
 def test_auto_leaves_alone_what_does_not_pay() -> None:
     module = zeroed()
     _, journal = expand(strip(module, example()).module, example(), "auto")
