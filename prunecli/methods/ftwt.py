@@ -2,8 +2,8 @@
 
 Every gated convolution gets a head that sees the mean of what comes in and says which of its channels this image
 needs. Heads learn from the network itself: the channels that together hold a share r of the activation. r is chosen so
-that the network would meet the budget with perfect heads; after the training all heads are shifted by one number so
-that it does with those that were learned.
+that the network would meet the budget with perfect heads; while training, all heads are shifted together so that it
+does with those that are there, and at the end by the number that meets it.
 """
 
 from __future__ import annotations
