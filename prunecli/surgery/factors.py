@@ -24,13 +24,17 @@ class Product(nn.Module):
         return weight.new_zeros(self.rank, weight.shape[1]), weight.new_zeros(weight.shape[0], self.rank)
 
 
+class TwoLayers(nn.Sequential):
+    """The factors of a linear layer, the narrow one first."""
+
+
 def can_factorise(module: nn.Module, weight: str) -> bool:
-    """Whether this weight is a matrix of a linear or recurrent layer."""
+    """Whether this weight is a matrix of a linear or recurrent layer, and no factor yet."""
     owner, _, attribute = weight.rpartition(".")
-    layer = module.get_submodule(owner)
+    layer, around = module.get_submodule(owner), module.get_submodule(owner.rpartition(".")[0])
     if isinstance(layer, nn.RNNBase):
         return attribute.startswith("weight_") and not parametrize.is_parametrized(layer, attribute)
-    return type(layer) is nn.Linear and attribute == "weight"
+    return type(layer) is nn.Linear and attribute == "weight" and not isinstance(around, TwoLayers)
 
 
 def factorise(module: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
@@ -59,10 +63,10 @@ def factorise(module: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
     return module
 
 
-def _two_layers(layer: nn.Linear, rank: int) -> nn.Sequential:
+def _two_layers(layer: nn.Linear, rank: int) -> TwoLayers:
     home = {"device": layer.weight.device, "dtype": layer.weight.dtype}
     narrow = nn.Linear(layer.in_features, rank, bias=False, **home)
-    return nn.Sequential(narrow, nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **home))
+    return TwoLayers(narrow, nn.Linear(rank, layer.out_features, bias=layer.bias is not None, **home))
 
 
 def pays(weight: Tensor, rank: int) -> bool:

@@ -190,9 +190,7 @@ class Trainer:
                 self._train(run, Loss(self.settings, teacher), {**self.expected, **predictions})
             if self.saver is not None:
                 self.saver.save(run.state())
-            result = gathered(run.result, module)
-            if run.keeps_best and run.best is not None:
-                result.load_state_dict(run.best)
+            result = self._result(run, module)
             for hook in self.hooks:
                 hook.finalize(result)
             if any(hook.settles for hook in self.hooks):
@@ -240,10 +238,7 @@ class Trainer:
                 if not math.isfinite(loss):
                     if run.keeps_best:
                         return  # the best weights so far are the result
-                    raise OutcomeError(
-                        f"training diverged: after {run.step} steps the loss is {loss}; nothing was written",
-                        hint=f"a smaller train.lr than {settings.lr:g}",
-                    )
+                    raise self._diverged(run.step, f"the loss is {loss}")
                 seen += sum(len(part.batch.images) for part in parts) * world()
                 finished = run.step % order.per_epoch == 0
                 if finished and len(order.held_out) and all(hook.validates for hook in run.hooks):
@@ -256,6 +251,19 @@ class Trainer:
                 if self.saver and self._agreed(time.monotonic() - saved_at >= self.saver.seconds):
                     self.saver.save(run.state())
                     saved_at = time.monotonic()
+
+    def _result(self, run: _Run, module: nn.Module) -> nn.Module:
+        """Whole tensors: the best, or the last ones, and then not even the last step may have made them infinite."""
+        result = gathered(run.result, module)
+        if run.keeps_best and run.best is not None:
+            result.load_state_dict(run.best)
+        elif not all(bool(tensor.isfinite().all()) for tensor in result.state_dict().values()):
+            raise self._diverged(run.step, "a weight is not finite")
+        return result
+
+    def _diverged(self, step: int, sign: str) -> OutcomeError:
+        hint = f"a smaller train.lr than {self.settings.lr:g}"
+        return OutcomeError(f"training diverged: after {step} steps {sign}; nothing was written", hint=hint)
 
     def _agreed(self, due: bool) -> bool:
         """What one process finds due, all must do together, where each holds a part of what is saved."""

@@ -20,6 +20,7 @@ from prunecli.methods.str import SoftThresholds
 from prunecli.model import Opening, open_model
 from prunecli.recipe.load import validate
 from prunecli.recipe.schema import Budget
+from prunecli.surgery.factors import can_factorise
 
 METHOD = SoftThresholds(name="str", structure="rank")
 
@@ -161,6 +162,16 @@ def test_factors_can_be_cut_further_and_tuned(pruned: tuple[Path, object], tmp_p
     assert facts.verified.max_rel_error < 1e-12
     tuned = {**arch, "data": "digits", "train": {"epochs": 1}}
     prunecli.finetune(validate(tuned), str(tmp_path / "smaller.safetensors"), tmp_path / "tuned.safetensors")
+
+
+def test_factors_are_not_factorised_again(pruned: tuple[Path, object], tmp_path: Path) -> None:
+    path, _ = pruned
+    fields = {"version": 1, "data": "digits", "arch": arch_of(path).arch, "train": {"epochs": 1, "lr": 0.01}}
+    recipe = validate({**fields, "method": {"name": "str", "structure": "rank"}, "budget": {"params": 0.1}})
+    with pytest.raises(InputError, match="linear and recurrent layers of rank 1 leave"):
+        prunecli.prune(recipe, str(path), tmp_path / "again.safetensors")
+    module = open_model(str(path), arch_of(path)).module
+    assert not can_factorise(module, "3.0.weight")
 
 
 def test_a_cut_model_can_be_factorised() -> None:

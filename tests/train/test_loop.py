@@ -127,6 +127,9 @@ def test_a_training_that_diverges_says_so_or_keeps_what_was_won() -> None:
     settings = Train(epochs=4, lr=0.05, batch_size=64, validation=0.1)
     kept = Trainer(DATA, settings, hooks=[Poison()]).fit(net())
     assert accuracy(kept.module, DATA.test) > 0.7
+    settings = Train(epochs=1, batch_size=-(-len(DATA.train) // 60), validation=0.0)  # poisoned by the last step
+    with pytest.raises(OutcomeError, match="after 60 steps a weight is not finite"):
+        Trainer(DATA, settings, hooks=[Poison()]).fit(net())
 
 
 def test_the_best_epoch_by_validation_is_kept() -> None:
