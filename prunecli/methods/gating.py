@@ -132,7 +132,7 @@ class Gating(Hook):
         for layer in self._layers.values():
             layer.watched, layer.joint = True, self._method.mode == "joint"
         self._freeze_at = round(self._method.heads_until * course.steps)
-        self._ramp = Ramp(self._predicted["flops"], 1, course.steps)
+        self._ramp = Ramp(1 - (self._share or 1.0), self._method.heads_until, course.steps)
 
     @property
     def journal(self) -> Journal:
@@ -180,13 +180,14 @@ class Gating(Hook):
     def after_step(self, module: nn.Module, step: int) -> None:
         """Heads stay as they are from some step on, so that the network can follow them.
 
-        The network learns with as many channels as it will have: what is open follows the budget all the way.
+        What is open follows a ramp to the budget, which ends when the heads are done: from then on the network learns
+        with as many channels as it will have.
         """
         if step == self._freeze_at:
             self._heads["lr"] = 0.0
         if self._share is not None and self._ramp.due(step):
             left = self._mean(module, self._images[:1])
-            self._shift -= GAIN * (left - self._share)
+            self._shift -= GAIN * (left - (1 - self._ramp.at(step)))
             self._now |= {"flops": left}
             self._hand_on()
 
