@@ -186,14 +186,14 @@ class Gating(Hook):
         if step == self._freeze_at:
             self._heads["lr"] = 0.0
         if self._share is not None and self._ramp.due(step):
-            left = self._mean(module, self._images[:1])
+            left = self._mean(module, self._images[:1])  # one batch is enough to steer by
             self._shift -= GAIN * (left - (1 - self._ramp.at(step)))
             self._now |= {"flops": left}
             self._hand_on()
 
     def _hand_on(self) -> None:
         for layer in self._layers.values():
-            layer.shift = self._shift
+            layer.shift = torch.tensor(self._shift)
 
     def state(self) -> dict[str, Any]:
         """The shift."""
@@ -228,10 +228,9 @@ class Gating(Hook):
         for layer in self._layers.values():
             head: Any = layer.head
             layer.head, layer.watched, layer.seen, layer.mask = head.plain(), False, None, None
+            layer.shift = None
         biases: list[Any] = [layer.head.bias for layer in self._layers.values()]
         _shift(biases, [bias.detach().clone() for bias in biases], self._shift)
-        self._shift = 0.0
-        self._hand_on()
         self._found = {"flops before the last shift": self._mean(module, self._images)}
         start = [bias.detach().clone() for bias in biases]
 

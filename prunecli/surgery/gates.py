@@ -46,7 +46,8 @@ class Gated(nn.Module):
         head: from the mean of every input channel to one logit for each output channel.
         watched: whether forward remembers what it saw, for a method that trains heads.
         oracle: takes the ungated output and gives the mask in place of the head.
-        shift: of all logits, while a method that trains heads looks for the number that meets its budget.
+        shift: of all logits, while a method that trains heads looks for the number that meets its budget; a tensor, so
+            that a compiled model need not be compiled again.
         seen: (logits, output before the mask) of the last forward pass that was watched.
         mask: (N, C) of that pass.
     """
@@ -57,7 +58,7 @@ class Gated(nn.Module):
         self.watched = False
         self.joint = False
         self.oracle: Any = None
-        self.shift = 0.0
+        self.shift: Tensor | None = None
         self.seen: tuple[Tensor, Tensor] | None = None
         self.mask: Tensor | None = None
 
@@ -70,11 +71,14 @@ class Gated(nn.Module):
                 return self._computed(x, rows)
             return self._silenced(x, logits[0] > 0)
         whole: Tensor = self.norm(self.conv(x))
-        mask = (logits.detach() > -self.shift).to(whole.dtype) if self.oracle is None else self.oracle(whole.detach())
+        mask = self._asked(logits.detach()).to(whole.dtype) if self.oracle is None else self.oracle(whole.detach())
         if self.watched:
             self.seen, self.mask = (logits, whole), mask
         masked: Tensor = whole * mask[:, :, None, None]
         return masked
+
+    def _asked(self, logits: Tensor) -> Tensor:
+        return logits > 0 if self.shift is None else logits > -self.shift
 
     def _silenced(self, x: Tensor, mask: Tensor) -> Tensor:
         """The mask, (C,), of one image as a part of its batch norm."""
