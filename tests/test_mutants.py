@@ -75,6 +75,24 @@ MUTANTS = {
         "    ids = torch.cat(ends[::-1])",
         "graph/test_channels.py::test_concatenation_keeps_the_parts_apart",
     ),
+    "a group of a group norm goes in part": Mutant(
+        "graph/rules/norm.py",
+        "            book.tie(rows[:, :1], rows)\n",
+        "",
+        "graph/test_channels.py::test_a_group_of_a_group_norm_is_one_channel",
+    ),
+    "a told size does not follow": Mutant(
+        "surgery/apply.py",
+        "for follow in (_told_sizes, _pad_counts, _head_sizes):",
+        "for follow in (_pad_counts, _head_sizes):",
+        "zoo/test_user_models.py::test_the_stem_can_be_pruned",
+    ),
+    "folded norms keep their counts": Mutant(
+        "checkpoint/journal.py",
+        "if module not in folded}",
+        "}",
+        "surgery/test_fold.py::test_channels_are_cut_and_what_is_left_is_folded",
+    ),
     "expanded channels are zero, not constant": Mutant(
         "surgery/expand.py",
         "        constant[list(candidate.kept)] = 0\n",

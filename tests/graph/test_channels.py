@@ -139,6 +139,16 @@ def test_inputs_and_outputs_are_frozen() -> None:
     assert group_of(channels, "head.bias[0]").frozen == "model output"
 
 
+def test_a_group_of_a_group_norm_is_one_channel() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 12, 3), nn.GroupNorm(3, 12), nn.Conv2d(12, 4, 3))
+    channels = channels_of(net, 1, 3, 9, 9)
+    rows = {(slot.name, slot.dim): slot.channels for slot in channels.slots}
+    assert [len(set(rows["0.weight", 0][n : n + 4].tolist())) for n in (0, 4, 8)] == [1, 1, 1]
+    assert len(set(rows["0.weight", 0].tolist())) == 3
+    for place in (("0.bias", 0), ("1.weight", 0), ("1.bias", 0), ("2.weight", 1)):
+        assert rows[place].tolist() == rows["0.weight", 0].tolist()
+
+
 def test_an_unknown_op_freezes_and_is_named() -> None:
     channels = channels_of(Sorted(), 1, 3, 5, 5)
     assert channels.unknown == {"aten.sort": 1}
