@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -175,8 +175,8 @@ def install(module: nn.Module, gates: Sequence[Gate]) -> nn.Module:
     """
     for gate in gates:
         conv, norm = module.get_submodule(gate.conv), nn.Identity()
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"{gate.conv} is no convolution")
+        if not _can_skip(conv):
+            raise TypeError(f"{gate.conv} is no convolution whose channels can be skipped")
         if gate.norm:
             norm = module.get_submodule(gate.norm)  # type: ignore[assignment]
             if not isinstance(norm, nn.BatchNorm2d):
@@ -243,12 +243,18 @@ def _activation(op: Op) -> Callable[[Tensor], Tensor]:
     return lambda x: function(x, *op.args[1:], **op.kwargs)
 
 
+def _can_skip(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """A convolution with zero padding, dense or depthwise with one filter for each input."""
+    if type(layer) is not nn.Conv2d or layer.padding_mode != "zeros":
+        return False
+    return layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
+
+
 def _is_gateable(module: nn.Module, tape: Tape, op: Op) -> bool:
-    """A convolution of zero-padded activations, dense or depthwise."""
+    """A convolution of activations."""
     if op.name != "aten.convolution" or op.args[6] or op.args[0].index in tape.inputs:
         return False
-    layer = module.get_submodule(op.module)
-    return type(layer) is nn.Conv2d and layer.groups in (1, layer.in_channels) and layer.padding_mode == "zeros"
+    return _can_skip(module.get_submodule(op.module))
 
 
 def _is_plain(module: nn.Module, op: Op) -> bool:

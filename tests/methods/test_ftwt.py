@@ -113,6 +113,17 @@ def test_what_can_be_gated() -> None:
     assert [g.readers for g in gates] == [(), ("project",), ("last",)]
 
 
+@pytest.mark.parametrize("groups", [1, 6, 3])
+def test_two_filters_for_each_input_are_not_gated(groups: int) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 12, 3, groups=groups), nn.ReLU())
+    module.append(nn.Conv2d(12, 4, 1))
+    found = candidates(module.double(), EXAMPLE)
+    assert [known.gate.conv for known in found] == (["2"] if groups == 1 else [])
+    if groups > 1:
+        with pytest.raises(TypeError, match="can be skipped"):
+            install(module, [Gate("2", "")])
+
+
 @pytest.fixture(autouse=True)
 def _always_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small feature maps are not worth skipping for; here they are what is tested."""
