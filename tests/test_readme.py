@@ -35,7 +35,7 @@ def test_the_python_example(
 
 
 def test_the_rule_example(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunecli.graph import rules
+    from prunecli.graph.rules import call as rules
 
     monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
     exec(PYTHON[1], {})
