@@ -257,7 +257,7 @@ class Trainer:
         result = gathered(run.result, module)
         if run.keeps_best and run.best is not None:
             result.load_state_dict(run.best)
-        elif not all(bool(tensor.isfinite().all()) for tensor in result.state_dict().values()):
+        elif not all(bool(weight.isfinite().all()) for weight in result.parameters()):  # masks may hold -inf
             raise self._diverged(run.step, "a weight is not finite")
         return result
 
