@@ -210,11 +210,11 @@ def holders(module: nn.Module, told: Told) -> list[tuple[str, str, int | None]]:
     The size of a part may be held by the modules inside as well, torch's own excepted, which know of no parts.
     """
     owner = module.get_submodule(told.module)
-    rows = [
+    rows: list[tuple[str, str, int | None]] = [
         (told.module, n, None) for n, v in vars(owner).items() if type(v) in (tuple, list) and tuple(v) == told.sizes
     ]
     if not told.reason:
-        return [*rows]
+        return rows
     parts = ((p, m) for p, m in owner.named_modules(prefix=told.module) if not type(m).__module__.startswith("torch."))
     numbers = ((p, name, value) for p, m in parts for name, value in vars(m).items() if type(value) is int)
     return [*rows, *((path, name, told.sizes.index(value)) for path, name, value in numbers if value in told.sizes)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunecli.graph.labels import Book, Counted, Label, Labels, Mixed, along
 from prunecli.graph.rules.call import RULES, Call, dims_of, rule, unknown
-from prunecli.graph.rules.pattern import pattern
+from prunecli.graph.rules.pattern import BATCH_NORM, pattern
 
 # Each output depends on all channels along the given dim: channels pass, but removing one changes the rest.
 MIXING = {"aten._softmax", "aten._safe_softmax", "aten._log_softmax", "aten.cumsum"}
@@ -61,16 +61,14 @@ def group_norm(call: Call, book: Book) -> list[Labels]:
 
 @rule("aten::native_batch_norm")
 def batch_norm(call: Call, book: Book) -> list[Labels]:
-    """A statistic for each channel. Where it is taken now, over all other dims, as in standardised weights.
-
-    Sources:
-        Weight standardization: Qiao et al. 2019, arXiv 1903.10520.
+    """A statistic for each channel. Where it is taken now, over all other dims, as in standardised weights (Qiao et al.
+    2019, arXiv 1903.10520), inputs may go through it.
     """
     standardised = [label for label in call.labels(0) if label.axis > 1 and call.op.args[5] and book.through_norms]
     rest = tuple(label for label in call.labels(0) if not any(label is known for known in standardised))
     source = call.ref(0)
     known = {**call.known, source.index: rest} if source and standardised else call.known
-    first, *others = pattern(Call(call.op, call.tape, known), book, (0, 1, 2, 3, 4), "n c *, c, c, c, c -> n c *")
+    first, *others = pattern(Call(call.op, call.tape, known), book, *BATCH_NORM)
     aligned = tuple(book.align(label) for label in standardised)
     book.mixed.extend(Mixed(call.op.index, label) for label in aligned)
     return [(*first, *aligned), *others]

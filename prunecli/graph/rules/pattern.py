@@ -16,6 +16,7 @@ from prunecli.graph.tape import Ref
 
 Letters = tuple[str, ...]  # one for each dim
 
+BATCH_NORM = ((0, 1, 2, 3, 4), "n c *, c, c, c, c -> n c *")
 PATTERNS: dict[str, tuple[tuple[int, ...], str]] = {
     "aten.addmm": ((0, 1, 2), "m, n k, k m -> n m"),
     "aten.mm": ((0, 1), "n k, k m -> n m"),
@@ -23,8 +24,8 @@ PATTERNS: dict[str, tuple[tuple[int, ...], str]] = {
     "aten.baddbmm": ((0, 1, 2), "b n m, b n k, b k m -> b n m"),
     "aten.mv": ((0, 1), "n k, k -> n"),
     "aten.linear": ((0, 1, 2), "* k, m k, m -> * m"),
-    "aten._native_batch_norm_legit": ((0, 1, 2, 3, 4), "n c *, c, c, c, c -> n c *"),
-    "aten._native_batch_norm_legit_no_training": ((0, 1, 2, 3, 4), "n c *, c, c, c, c -> n c *"),
+    "aten._native_batch_norm_legit": BATCH_NORM,
+    "aten._native_batch_norm_legit_no_training": BATCH_NORM,
     "aten._prelu_kernel": ((0, 1), "n c *, 1 c * -> n c *"),
     "aten.embedding": ((0,), "v e -> * e"),
 }
