@@ -230,16 +230,16 @@ class Gating(Hook):
             layer.head, layer.watched, layer.seen, layer.mask = head.plain(), False, None, None
             layer.shift = None
         biases: list[Any] = [layer.head.bias for layer in self._layers.values()]
-        _shift(biases, [bias.detach().clone() for bias in biases], self._shift)
+        _move(biases, [bias.detach().clone() for bias in biases], self._shift)
         self._found = {"flops before the last shift": self._mean(module, self._images)}
         start = [bias.detach().clone() for bias in biases]
 
         def within(shift: float) -> bool:
-            _shift(biases, start, shift)
+            _move(biases, start, shift)
             return self._mean(module, self._images) <= (self._share or 1.0)
 
         if self._share is not None:
-            _shift(biases, start, largest(within, *bracket(within, 1.0, FARTHEST)))
+            _move(biases, start, largest(within, *bracket(within, 1.0, FARTHEST)))
         masks = masks_of(module, self._images)
         for name, layer in self._layers.items():
             close(layer, torch.from_numpy(~masks[name].any(0)))
@@ -299,7 +299,7 @@ class Gating(Hook):
 
 
 @torch.no_grad()
-def _shift(biases: Sequence[Any], start: Sequence[Tensor], shift: float) -> None:
+def _move(biases: Sequence[Any], start: Sequence[Tensor], shift: float) -> None:
     for bias, old in zip(biases, start, strict=True):
         bias.copy_(old + shift)
 
