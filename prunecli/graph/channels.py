@@ -16,7 +16,8 @@ from torch import nn
 from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read, Split, Told, along
 from prunecli.graph.rules import apply
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
-from prunecli.graph.tape import Example, Tape, named_tensors, record
+from prunecli.graph.tape import Example, Tape, record
+from prunecli.graph.tensors import named_tensors
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]

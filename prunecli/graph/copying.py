@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunecli.graph.shapes import alike
+from prunecli.graph.tensors import named_tensors
 
 Module = TypeVar("Module", bound=nn.Module)
 Memo = dict[int, Any]
@@ -37,7 +38,14 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
         return copy.deepcopy(module, memo)
     twin = kind.__new__(kind)
     memo[id(module)] = twin
-    values = {name: v if type(v) in _ATOMS else _value(v, memo) for name, v in state.items()}
+    values = {
+        name: v
+        if (kind_of := type(v)) in _ATOMS
+        else kind_of()
+        if kind_of in _CONTAINERS and not v
+        else _value(v, memo)
+        for name, v in state.items()
+    }
     if parametrized:  # as torch copies them: their state may be no argument
         vars(twin).update(values)
     else:
@@ -47,8 +55,7 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
 
 def shadow(module: Module) -> Module:
     """A copy on the meta device: no storage is copied, sharing is kept."""
-    tensors = (*module.parameters(), *module.buffers())
-    return copied(module, {id(tensor): like(tensor, alike(tensor)) for tensor in tensors})
+    return copied(module, {id(tensor): like(tensor, alike(tensor)) for _, tensor in named_tensors(module)})
 
 
 def like(original: Tensor, tensor: Tensor) -> Tensor:
@@ -76,8 +83,6 @@ def _inherited(kind: Any) -> set[str]:
 def _value(value: Any, memo: Memo) -> Any:
     """The copy of one attribute."""
     kind = type(value)
-    if kind in _CONTAINERS and not value:
-        return kind()
     known = memo.get(id(value))
     if known is not None:
         return known

@@ -54,9 +54,14 @@ def _in_place(x: Tensor, *others: Any) -> Outputs | None:
 
 
 def _two(x: Tensor, y: Any, *others: Any) -> Outputs | None:
-    if others or not isinstance(y, Tensor) or x.shape != y.shape or x.dtype != y.dtype or x.stride() != y.stride():
+    if others or not isinstance(y, Tensor) or x.dtype != y.dtype or x.ndim != y.ndim:
         return None
-    return alike(x)
+    if x.shape == y.shape:
+        return alike(x) if x.stride() == y.stride() else None
+    pairs = [*zip(x.shape, y.shape, strict=True)]
+    if not (x.is_contiguous() and y.is_contiguous() and all(a == b or 1 in (a, b) for a, b in pairs)):
+        return None
+    return _empty(x, [b if a == 1 else a for a, b in pairs])
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> Outputs | None:
@@ -75,6 +80,15 @@ def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | Non
             raise RuntimeError(f"layer norm over {tuple(part)} got an input of {tuple(x.shape)}")
     statistics = (*x.shape[: x.ndim - len(shape)], *[1] * len(shape))
     return _empty(x, x.shape), _empty(x, statistics), _empty(x, statistics)
+
+
+def _mean(x: Tensor, dims: Any = None, keepdim: bool = False) -> Outputs | None:
+    if not dims or not x.is_floating_point() or not x.is_contiguous():
+        return None
+    gone = {dim % x.ndim for dim in dims if -x.ndim <= dim < x.ndim}
+    if len(gone) < len(dims):
+        return None  # for torch to refuse
+    return _empty(x, [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone])
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *others: Any) -> Outputs | None:
@@ -111,6 +125,7 @@ SHORTCUTS: dict[str, Callable[..., Outputs | None]] = {
     "aten.native_batch_norm": _batch_norm,
     "aten.native_layer_norm": _layer_norm,
     "aten.addmm": _addmm,
+    "aten.mean": _mean,
     "aten.add": _two,
     "aten.mul": _two,
     "aten._safe_softmax": _contiguous,

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunecli.errors import InputError
 from prunecli.graph.copying import copied, shadow
 from prunecli.graph.shapes import shortcut
+from prunecli.graph.tensors import named_tensors
 
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 
@@ -175,12 +176,6 @@ def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     return tree
 
 
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, then buffers; a shared tensor comes once, under its first name."""
-    yield from module.named_parameters()
-    yield from module.named_buffers()
-
-
 class ForwardError(InputError):
     """The model's forward raised; `module` is the path of the module in which it did."""
 
@@ -200,7 +195,7 @@ def record_private(module: nn.Module, example: Example, *, train: bool = False) 
     Raises:
         ForwardError: the model does not run on this input.
     """
-    on_meta = all(t.is_meta for t in (*module.parameters(), *module.buffers()))
+    on_meta = all(tensor.is_meta for _, tensor in named_tensors(module))
     return _record_on_meta(module, example.to(device="meta"), train) if on_meta else _record(module, example, train)
 
 

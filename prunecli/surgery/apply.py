@@ -13,7 +13,7 @@ from prunecli.checkpoint.journal import Journal
 from prunecli.graph.channels import Bools, Channels, holders
 from prunecli.graph.copying import copied, like
 from prunecli.graph.garbage import uncollected
-from prunecli.graph.tape import named_tensors
+from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.attention import allow_fewer_heads
 from prunecli.surgery.fix import Edits, edits, head_edits
 from prunecli.surgery.select import selecting

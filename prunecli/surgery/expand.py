@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from prunecli.checkpoint.journal import Expansion, Journal
 from prunecli.graph.channels import Bools
 from prunecli.graph.copying import copied, like
-from prunecli.graph.tape import Example, Op, Tape, named_tensors, record
+from prunecli.graph.tape import Example, Op, Tape, record
+from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.apply import set_attributes
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.fix import Edits, edits

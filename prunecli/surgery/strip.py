@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from prunecli.checkpoint.journal import Journal
 from prunecli.graph.channels import TRANSPOSES, Bools, Channels, Ints, trace
 from prunecli.graph.labels import Label, Read
-from prunecli.graph.tape import Example, named_tensors
+from prunecli.graph.tape import Example
+from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.apply import cut
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.plan import repair

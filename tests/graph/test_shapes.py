@@ -24,7 +24,8 @@ CALLS = {
     "aten.native_layer_norm": (meta(2, 3, 6), [6], VECTOR, None, 1e-5),
     "aten.addmm": (VECTOR, meta(4, 3), meta(3, 6)),
     "aten.add": (IMAGE, meta(2, 6, 4, 5)),
-    "aten.mul": (IMAGE, meta(2, 6, 4, 5)),
+    "aten.mul": (IMAGE, meta(2, 6, 1, 1)),
+    "aten.mean": (IMAGE, [-1, 2], True),
     "aten._softmax": (IMAGE, 1, False),
     "aten._safe_softmax": (IMAGE, 1),
 }
@@ -70,7 +71,24 @@ def test_what_does_not_fit_is_refused(name: str) -> None:
         getattr(aten, name.removeprefix("aten."))(*REFUSED[name])
 
 
+@pytest.mark.parametrize("shapes", [((2, 1, 4), (1, 6, 1)), ((1, 1, 1), (2, 0, 3)), ((2, 6, 1), (2, 6, 4))])
+def test_broadcasting(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    a, b = (meta(*shape) for shape in shapes)
+    found, expected = shortcut("aten.mul", (a, b)), a * b
+    assert isinstance(found, torch.Tensor)
+    assert (found.shape, found.stride()) == (expected.shape, expected.stride())
+
+
+@pytest.mark.parametrize("args", [([1],), ([0, 2], False), ([-2, -1], True)])
+def test_means(args: tuple[object, ...]) -> None:
+    found, expected = shortcut("aten.mean", (IMAGE, *args)), aten.mean(IMAGE, *args)
+    assert isinstance(found, torch.Tensor)
+    assert (found.shape, found.stride()) == (expected.shape, expected.stride())
+
+
 def test_everything_else_is_torchs_business() -> None:
     assert shortcut("aten.add", (IMAGE, meta(6, 1, 1))) is None
     assert shortcut("aten.relu", (torch.zeros(3),)) is None
     assert shortcut("aten.sort", (IMAGE,)) is None
+    assert shortcut("aten.mul", (IMAGE, meta(2, 5, 1, 1))) is None
+    assert shortcut("aten.mean", (IMAGE, [1, -3])) is None
