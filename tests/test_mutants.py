@@ -106,16 +106,22 @@ MUTANTS = {
         "surgery/test_fold.py::test_every_kind_of_layer",
     ),
     "other heads of what is left are not noticed": Mutant(
-        "surgery/probe.py",
-        "    return any(a != b for dim, (a, b) in pairs if dim not in free)",
-        "    return False",
+        "surgery/trial.py",
+        "        return any(a != b for dim, (a, b) in pairs if dim not in free)",
+        "        return False",
         "surgery/test_attention.py::test_other_heads_of_what_is_left_are_noticed",
     ),
     "a scale may follow the width": Mutant(
-        "surgery/probe.py",
-        "            if numbers != others:",
-        "            if False:",
+        "surgery/trial.py",
+        "                if numbers != others:",
+        "                if False:",
         "surgery/test_attention.py::test_a_scale_that_follows_the_width_is_noticed",
+    ),
+    "other channels in a part are not noticed": Mutant(
+        "surgery/trial.py",
+        "            if self._known(stay) != self._known(here):",
+        "            if False:",
+        "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[LiteralParts]",
     ),
     "tensors without a device make the trace need data": Mutant(
         "graph/tape.py",

@@ -1,4 +1,4 @@
-"""What needs no torch does not load it."""
+"""What needs no torch does not load it, and what compiles nothing loads no compiler."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pytest
 
 RUN = """
 import sys
+HEAVY = "torch", "torchvision", "numpy", "scipy", "fvcore"
 from prunecli.cli.app import app
 try:
     app(sys.argv[1:])
 except SystemExit as done:
     status = done.code
-heavy = [name for name in ("torch", "torchvision", "numpy", "scipy", "fvcore") if name in sys.modules]
+heavy = [name for name in HEAVY if name in sys.modules]
 print("HEAVY", heavy, "STATUS", status)
 """
 
@@ -37,3 +38,11 @@ def test_no_torch(arguments: list[str], status: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", RUN, *arguments]
     found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     assert found.stdout.splitlines()[-1] == f"HEAVY [] STATUS {status}", found.stderr
+
+
+def test_no_compiler(tmp_path: Path) -> None:
+    """It takes as long to load as all the rest."""
+    script = RUN.replace('"torch", "torchvision", "numpy", "scipy", "fvcore"', '"torch._dynamo", "torchvision"')
+    command = [sys.executable, "-c", script, "prune", "digits_net", "--recipe", "magnitude-flops50", "-q", "-o", "o"]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert found.stdout.splitlines()[-1] == "HEAVY [] STATUS 0", found.stderr

@@ -265,6 +265,11 @@ def unfused() -> Iterator[None]:
 
 
 class _Recorder(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled while a tape is recorded; torch would import its compiler, seconds, to keep away from us."""
+        return False
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = Tape()

@@ -1,108 +1,26 @@
-"""Trial cuts: what no tape can see (a literal in Python) is found by trying, on the meta device.
-
-A cut is good when the smaller model runs and its tape brings no two channels together that were apart:
-then every position still meets its partner.
-"""
+"""What a cut may take: channels whose trial cut breaks the model are found by bisection and frozen."""
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from prunecli.graph.channels import Bools, Channels, Group, components, trace, walk
+from prunecli.graph.channels import Bools, Channels, Group, components, trace
 from prunecli.graph.garbage import uncollected
-from prunecli.graph.labels import Book, Split
-from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, record_private
-from prunecli.surgery.apply import cut
+from prunecli.graph.labels import Split
+from prunecli.graph.tape import Example
 from prunecli.surgery.fix import head_numbers
 from prunecli.surgery.plan import repair
+from prunecli.surgery.trial import Trouble, trial
 
 Restrict = Callable[[Channels], Channels]
 Heads = dict[str, frozenset[int]]  # modules whose attention heads go as a whole, and how many they may have
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """Why a cut would break the model, and in which module."""
-
-    reason: str
-    module: str = ""
-
-
-def probe(module: nn.Module, example: Example, channels: Channels, removed: Bools) -> Trouble | None:
-    """What would go wrong with this cut, or None."""
-    smaller, _ = cut(module, channels, removed, device=None if channels.tape.needs_data else "meta")
-    try:
-        tape = record_private(smaller, example)
-    except ForwardError as error:
-        return Trouble(f"the cut {error.problem.removeprefix('the ')}", error.module)
-    shapes = [[t.shapes[i] for i in t.outputs] for t in (channels.tape, tape)]
-    if shapes[0] != shapes[1] and not channels.tape.needs_data:  # where data decides, the number of results does, too
-        return Trouble(f"the outputs change their shape from {shapes[0]} to {shapes[1]}")
-    if change := _changed(channels, tape, _rewritten(module, smaller)):
-        return change
-    book = Book(next_id=channels.count, through_norms=bool(channels.mixed))
-    slots = {(slot.name, slot.dim): torch.from_numpy(slot.channels[~removed[slot.channels]]) for slot in channels.slots}
-    walk(tape, {k: ids for k, ids in slots.items() if len(ids) > 1}, book)
-    merged = components(book.next_id, book.ties)[: channels.count]
-    live = ~channels.frozen & ~removed
-    if len(np.unique(merged[live])) < int(live.sum()):
-        return Trouble("channels meet that did not meet before the cut")
-    return None
-
-
-def _changed(channels: Channels, tape: Tape, rewritten: Collection[str]) -> Trouble | None:
-    """What must stay as it is, whatever is cut: sizes of dims that hold no channels, and numbers in formulas.
-
-    A literal head width would make other heads of what is left; a scale that follows the width would change them.
-    Where data decides, it decides on sizes and counts, too. `rewritten` names modules that compute in another way now.
-    """
-    before, after = channels.tape.by_module(), tape.by_module()
-    data, used = channels.tape.needs_data, {ref.index for op in channels.tape.ops for ref in op.refs}
-    for path in (path for path in before if path not in rewritten):
-        ops, now = before[path], after.get(path, [])
-        pairs = zip(ops, now, strict=False)
-        for old, new in itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs):
-            if not data and any(_resized(channels, tape, *sizes) for sizes in _read(old, new, used)):
-                return Trouble(f"a dim that holds no channels changes its size at {old.where}", path)
-        # what follows is a copy more or less, which has no numbers
-        used_before, used_now = ([(op, n) for op in each if (n := _numbers(op, data))] for each in (ops, now))
-        for (old, numbers), (_, others) in zip(used_before, used_now, strict=False):
-            if numbers != others:
-                return Trouble(f"a number follows the width at {old.where}", path)
-        if len(used_before) != len(used_now) and not data:
-            return Trouble(f"other numbers are used after the cut in {path or 'the model'}", path)
-    return None
-
-
-def _read(old: Op, new: Op, used: set[int]) -> list[tuple[int, int]]:
-    """Outputs that somebody reads, of an op and of the same one after the cut."""
-    return [(a, b) for a, b in zip(old.outputs, new.outputs, strict=False) if a in used]
-
-
-def _resized(channels: Channels, tape: Tape, old: int, new: int) -> bool:
-    """Whether a value has another size along a dim that holds no channels."""
-    free = {label.axis for label in channels.labels.get(old, ())}
-    pairs = enumerate(zip(channels.tape.shapes[old], tape.shapes[new], strict=False))
-    return any(a != b for dim, (a, b) in pairs if dim not in free)
-
-
-def _rewritten(module: nn.Module, smaller: nn.Module) -> set[str]:
-    """Modules that are of another class after the cut: attention that has fewer heads."""
-    kinds = {path: type(part) for path, part in module.named_modules()}
-    return {path for path, part in smaller.named_modules() if kinds[path] is not type(part)}
-
-
-def _numbers(op: Op, by_data: bool) -> list[float]:
-    """Factors and summands: all floats, and integers where they are neither sizes nor counts that data decides on."""
-    kinds = (int, float) if torch.Tag.pointwise in op.func.tags and not by_data else (float,)
-    return [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
 
 
 def only_whole(module: nn.Module) -> Heads:
@@ -208,7 +126,7 @@ class _Sift:
         for group in itertools.chain(*bundles):
             inside[group.channels] = True
         removed = repair(self.channels, self.wish & inside)
-        return probe(self.module, self.example, self.channels, removed) if removed.any() else None
+        return trial(self.module, self.example, self.channels, removed) if removed.any() else None
 
     def near(self, module: str, bundles: list[Bundle]) -> list[Bundle]:
         """Those with a tensor in the module, or else in the nearest module around it."""

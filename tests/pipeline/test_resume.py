@@ -23,7 +23,7 @@ RECIPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ["str", "selfsup", pytest.param("iterative", marks=pytest.mark.slow)])
 def test_a_killed_run_is_continued_to_the_same_file(name: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"version": 1, "data": "digits", **RECIPES[name]}))

@@ -16,7 +16,8 @@ from prunecli.model import Opening, open_model
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.attention import FewerHeads, allow_fewer_heads
 from prunecli.surgery.fix import head_edits
-from prunecli.surgery.probe import halves, probe, survey
+from prunecli.surgery.probe import halves, survey
+from prunecli.surgery.trial import trial
 from prunecli.surgery.verify import compare
 
 LENGTH, KEYS = 5, 7
@@ -113,7 +114,7 @@ def test_a_scale_that_follows_the_width_is_noticed() -> None:
     for scale, problem in ((0.5, None), (None, "a number follows the width")):
         module = Widths(scale).eval()
         channels = trace(module, example)
-        trouble = probe(module, example, channels, halves(channels))
+        trouble = trial(module, example, channels, halves(channels))
         assert (trouble is None) == (problem is None)
         assert problem is None or trouble.reason.startswith(problem)
 
@@ -134,7 +135,7 @@ class LiteralWidth(nn.Module):
 def test_other_heads_of_what_is_left_are_noticed() -> None:
     module, example = LiteralWidth().eval(), Example((torch.randn(1, 6, 8),))
     channels = trace(module, example)
-    trouble = probe(module, example, channels, halves(channels))
+    trouble = trial(module, example, channels, halves(channels))
     assert trouble is not None
     assert trouble.reason.startswith("a dim that holds no channels changes its size")
     whole = survey(module, example)

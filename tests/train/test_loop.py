@@ -83,7 +83,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
         Trainer(DATA, Train(epochs=1), saver=Saver(tmp_path / "state", "one", resume=True)).fit(net())
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_kill_and_resume_through_the_command_line(seed: int, tmp_path: Path) -> None:
     """kill -9 at a random moment; the resumed weights equal those of a run that was never stopped."""
     command = [

@@ -98,7 +98,7 @@ def build():
 """
 
 
-@pytest.mark.parametrize("shard", ["false", "true"])
+@pytest.mark.parametrize("shard", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_killed_process_is_restarted_and_nothing_is_lost(shard: str, tmp_path: Path) -> None:
     states = []
     for name in ("calm", "killed"):

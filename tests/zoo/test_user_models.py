@@ -19,7 +19,8 @@ from prunecli.surgery.verify import compare, random_example
 EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
 WHOLE = {
     "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy", "Shuffled", "Normed",
-    "MultiHead", "DictOutput", "EncoderLayer", "LiteralGroups", "LiteralSplit",
+    "MultiHead", "DictOutput", "EncoderLayer", "LiteralGroups", "LiteralSplit", "LiteralParts",
+    "InPlacePart",
 }  # fmt: skip
 
 

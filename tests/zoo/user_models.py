@@ -252,6 +252,22 @@ class InPlaceSlices(Base):
 
 
 @model
+class LiteralParts(Base):
+    """Fixed parts are treated each in its way; after a cut other channels would be in them."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.cat([2 * x[:, :4], x[:, 4:8].square(), x[:, 8:]], 1)
+
+
+@model
+class InPlacePart(Base):
+    def middle(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        y[:, :4] *= 2
+        return y
+
+
+@model
 class TransposedGroups(Base):
     def __init__(self) -> None:
         super().__init__(8)

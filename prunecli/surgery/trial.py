@@ -1,0 +1,177 @@
+"""Trial cuts: what no tape can see (a literal in Python) is found by trying.
+
+A cut is good when the smaller model runs, every part of a tensor holds the channels that it held before, and no two
+channels come together that were apart: then every position still meets its partner.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import nn
+
+from prunecli.graph.channels import Bools, Channels, Ints, components, walk
+from prunecli.graph.labels import Book, Labels
+from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, record_private
+from prunecli.surgery.apply import cut
+
+# Ops that take parts of a tensor at positions that Python code names.
+PARTS = {
+    "aten." + name for name in ("slice", "split", "unsafe_split", "split_with_sizes", "unbind", "select", "diagonal")
+}
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Why a cut would break the model, and in which module."""
+
+    reason: str
+    module: str = ""
+
+
+def trial(module: nn.Module, example: Example, channels: Channels, removed: Bools) -> Trouble | None:
+    """What would go wrong with this cut, or None. Nothing is computed where shapes tell, on the meta device."""
+    smaller, _ = cut(module, channels, removed, device=None if channels.tape.needs_data else "meta")
+    try:
+        tape = record_private(smaller, example)
+    except ForwardError as error:
+        return Trouble(f"the cut {error.problem.removeprefix('the ')}", error.module)
+    found = _Trial(channels, removed, tape, _rewritten(module, smaller))
+    checks = (found.outputs, found.sizes, found.numbers, found.meetings, found.parts)
+    return next((trouble for check in checks if (trouble := check())), None)
+
+
+def _rewritten(module: nn.Module, smaller: nn.Module) -> set[str]:
+    """Modules that are of another class after the cut: attention that has fewer heads."""
+    kinds = {path: type(part) for path, part in module.named_modules()}
+    return {path for path, part in smaller.named_modules() if kinds[path] is not type(part)}
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The forward pass of the smaller model beside that of the model.
+
+    Attributes:
+        channels: of the model.
+        removed: (channels,) the cut.
+        tape: of the smaller model.
+        rewritten: modules that compute in another way now.
+    """
+
+    channels: Channels
+    removed: Bools
+    tape: Tape
+    rewritten: Collection[str]
+
+    @property
+    def data_decides(self) -> bool:
+        """Whether the values of tensors decide on the number of results, on sizes and on counts."""
+        return self.channels.tape.needs_data
+
+    @cached_property
+    def modules(self) -> list[tuple[str, list[Op], list[Op]]]:
+        """Path of each module that computes as before, its ops, and its ops after the cut."""
+        before, after = self.channels.tape.by_module(), self.tape.by_module()
+        return [(path, ops, after.get(path, [])) for path, ops in before.items() if path not in self.rewritten]
+
+    def outputs(self) -> Trouble | None:
+        """The model's outputs keep their shapes."""
+        before, after = ([t.shapes[i] for i in t.outputs] for t in (self.channels.tape, self.tape))
+        if before == after or self.data_decides:
+            return None
+        return Trouble(f"the outputs change their shape from {before} to {after}")
+
+    def sizes(self) -> Trouble | None:
+        """Dims that hold no channels keep their size: a literal head width would make other heads of what is left."""
+        if self.data_decides:
+            return None
+        used = {ref.index for op in self.channels.tape.ops for ref in op.refs}
+        for path, ops, now in self.modules:
+            pairs = zip(ops, now, strict=False)  # what follows another op is a copy more or less
+            for old, new in itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs):
+                values = zip(old.outputs, new.outputs, strict=False)
+                if any(self._resized(*pair) for pair in values if pair[0] in used):
+                    return Trouble(f"a dim that holds no channels changes its size at {old.where}", path)
+        return None
+
+    def _resized(self, old: int, new: int) -> bool:
+        """Whether a value has another size along a dim that holds no channels."""
+        free = {label.axis for label in self.channels.labels.get(old, ())}
+        pairs = enumerate(zip(self.channels.tape.shapes[old], self.tape.shapes[new], strict=False))
+        return any(a != b for dim, (a, b) in pairs if dim not in free)
+
+    def numbers(self) -> Trouble | None:
+        """Factors and summands stay: a scale that follows the width would change them."""
+        for path, ops, now in self.modules:
+            before, after = ([(op, n) for op in each if (n := self._numbers(op))] for each in (ops, now))
+            for (old, numbers), (_, others) in zip(before, after, strict=False):
+                if numbers != others:
+                    return Trouble(f"a number follows the width at {old.where}", path)
+            if len(before) != len(after) and not self.data_decides:
+                return Trouble(f"other numbers are used after the cut in {path or 'the model'}", path)
+        return None
+
+    def _numbers(self, op: Op) -> list[float]:
+        """All floats, and integers where they are neither sizes nor counts that data decides on."""
+        pointwise = torch.Tag.pointwise in op.func.tags and not self.data_decides
+        kinds = (int, float) if pointwise else (float,)
+        return [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
+
+    @cached_property
+    def _walked(self) -> tuple[dict[int, Labels], Ints]:
+        """Labels on the tape, and the component of each id; ids up to the number of channels are channels."""
+        stay = ((slot.name, slot.dim, slot.channels[~self.removed[slot.channels]]) for slot in self.channels.slots)
+        slots = {(name, dim): torch.from_numpy(ids) for name, dim, ids in stay if len(ids) > 1}
+        book = Book(next_id=self.channels.count, through_norms=bool(self.channels.mixed))
+        labels = walk(self.tape, slots, book)
+        return labels, components(book.next_id, book.ties)
+
+    def meetings(self) -> Trouble | None:
+        """No two channels are tied that were not before."""
+        _, merged = self._walked
+        live = ~self.channels.frozen & ~self.removed
+        if len(np.unique(merged[: self.channels.count][live])) < int(live.sum()):
+            return Trouble("channels meet that did not meet before the cut")
+        return None
+
+    def parts(self) -> Trouble | None:
+        """What takes a part of a tensor takes the same channels of it, less those that went."""
+        for path, ops, now in self.modules:
+            before, after = ([op for op in each if op.name in PARTS] for each in (ops, now))
+            if len(before) != len(after) and not self.data_decides:
+                return Trouble(f"other parts are taken after the cut in {path or 'the model'}", path)
+            for old, new in zip(before, after, strict=False):
+                if any(self._holds_others(*pair) for pair in zip(old.outputs, new.outputs, strict=False)):
+                    return Trouble(f"cut at a fixed position at {old.where}", path)
+        return None
+
+    def _holds_others(self, old: int, new: int) -> bool:
+        """Whether a value holds other channels of parameters along some dim than before; one alone has no label."""
+        labels, merged = self._walked
+        ids = {label.axis: label.ids.numpy() for label in labels.get(new, ())}
+        shape = self.tape.shapes[new]
+        for label in self.channels.labels.get(old, ()):
+            if label.axis >= len(shape) or shape[label.axis] < 2:
+                continue
+            channels = self.channels.of(label.ids)
+            stay = merged[channels[~self.removed[channels]]]
+            here = merged[ids[label.axis]] if label.axis in ids else merged[:0]
+            if self._known(stay) != self._known(here):
+                return True
+        return False
+
+    def _known(self, merged: Ints) -> set[int]:
+        return set(merged[self._in_parameters[merged]].tolist())
+
+    @cached_property
+    def _in_parameters(self) -> Bools:
+        """(components,) where a channel of some parameter is in it."""
+        _, merged = self._walked
+        found = np.zeros(int(merged.max()) + 1, dtype=np.bool_)
+        found[merged[: self.channels.count][self.channels.slot_members.getnnz(axis=0) > 0]] = True
+        return found
