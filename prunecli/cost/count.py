@@ -35,6 +35,11 @@ def _convolution(op: Op, channels: Channels) -> Factors:
     return float(batch * math.prod(spatial)), _dims(channels, weight)
 
 
+def _deformed_convolution(op: Op, channels: Channels) -> Factors:
+    batch, _, *places = channels.tape.shapes[op.outputs[0]]
+    return float(batch * math.prod(places)), _dims(channels, op.args[1])
+
+
 def _matmul(op: Op, channels: Channels) -> Factors:
     first, second = op.refs[-2:]
     return 1.0, _dims(channels, first) + _dims(channels, second, [-1 + len(channels.tape.shapes[second.index])])
@@ -73,6 +78,7 @@ def _per_output(scale: float) -> Callable[[Op, Channels], Factors]:
 
 FLOPS: dict[str, Callable[[Op, Channels], Factors]] = {
     "aten.convolution": _convolution,
+    "torchvision.deform_conv2d": _deformed_convolution,
     "aten.addmm": _matmul,
     "aten.mm": _matmul,
     "aten.bmm": _matmul,
@@ -181,7 +187,17 @@ class _Builder:
 
 
 # Ops whose FLOPs are multiply-adds of parameters or activations: what papers count.
-MULTIPLY_ADDS = frozenset({"aten.convolution", "aten.addmm", "aten.mm", "aten.bmm", "aten.baddbmm", "aten.linear"})
+MULTIPLY_ADDS = frozenset(
+    {
+        "aten.convolution",
+        "torchvision.deform_conv2d",
+        "aten.addmm",
+        "aten.mm",
+        "aten.bmm",
+        "aten.baddbmm",
+        "aten.linear",
+    }
+)
 
 
 def flops(channels: Channels, ops: Collection[str] = frozenset(FLOPS)) -> Polynomial:

@@ -75,7 +75,14 @@ def _recurrent(inputs: list[Any], outputs: list[Any]) -> int:
     return int(steps * sum(math.prod(shape) for shape in shapes if len(shape) == 2))
 
 
+def _deformed_convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    """Every weight meets every place of the result once."""
+    batch, _, *places = outputs[0].type().sizes()
+    return int(batch * math.prod(places) * math.prod(inputs[1].type().sizes()))
+
+
 HANDLERS = {
+    "torchvision::deform_conv2d": _deformed_convolution,
     "aten::scaled_dot_product_attention": _attention,
     "aten::baddbmm": _baddbmm,
     "aten::einsum": _einsum,

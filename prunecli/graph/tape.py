@@ -267,7 +267,7 @@ def unfused() -> Iterator[None]:
 class _Recorder(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled while a tape is recorded; torch would import its compiler, seconds, to keep away from us."""
+        """Nothing is compiled while a tape is recorded: torch need not load its compiler, which takes seconds."""
         return False
 
     def __init__(self, module: nn.Module) -> None:

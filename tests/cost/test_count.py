@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import deform_conv2d
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
@@ -64,6 +65,22 @@ def test_every_matrix_of_a_recurrent_layer_meets_every_step(layer: nn.Module, we
     example = Example((torch.zeros(3, 5, 6),))
     channels = trace(layer, example)
     assert fvcore_flops(layer, example) == flops(channels)(np.ones(channels.count, dtype=bool)) == 3 * 5 * weights
+
+
+class Deformed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset, self.weight = nn.Conv2d(4, 18, 3, padding=1), nn.Parameter(torch.ones(6, 4, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return deform_conv2d(x, self.offset(x), self.weight, padding=1)
+
+
+def test_every_weight_of_a_deformed_convolution_meets_every_place() -> None:
+    layer, example = Deformed(), Example((torch.zeros(2, 4, 5, 5),))
+    channels = trace(layer, example)
+    expected = 2 * 5 * 5 * (18 * 4 * 9 + 6 * 4 * 9)
+    assert fvcore_flops(layer, example) == flops(channels)(np.ones(channels.count, dtype=bool)) == expected
 
 
 def test_counting_leaves_the_mode_and_the_statistics() -> None:

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import prunecli
+from prunecli.errors import InputError
 from prunecli.graph.channels import Channels, Group, trace
+from prunecli.graph.rules.call import RULES, Call
 from prunecli.graph.tape import Example
 from prunecli.surgery.plan import repair
 
@@ -72,7 +75,7 @@ class ChannelsLast(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 1)).flatten(1)
 
 
-class Sorted(nn.Module):
+class Renormed(nn.Module):
     """An op without a rule."""
 
     def __init__(self) -> None:
@@ -80,7 +83,7 @@ class Sorted(nn.Module):
         self.conv, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.sort(self.conv(x), 1).values).mean((2, 3))
+        return self.head(torch.renorm(self.conv(x), 2, 1, 1.0)).mean((2, 3))
 
 
 def test_pooling_does_not_depend_on_the_memory_layout() -> None:
@@ -150,23 +153,27 @@ def test_a_group_of_a_group_norm_is_one_channel() -> None:
 
 
 def test_an_unknown_op_freezes_and_is_named() -> None:
-    channels = channels_of(Sorted(), 1, 3, 5, 5)
-    assert channels.unknown == {"aten.sort": 1}
-    assert "aten.sort" in group_of(channels, "conv.weight[0]").frozen
+    channels = channels_of(Renormed(), 1, 3, 5, 5)
+    assert channels.unknown == {"aten.renorm": 1}
+    assert "aten.renorm" in group_of(channels, "conv.weight[0]").frozen
 
 
 def test_a_user_can_teach_a_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    import prunecli
-    from prunecli.graph.rules.call import RULES, Call
+    monkeypatch.setitem(RULES, "aten.renorm", RULES["aten.cat"])  # gone again after the test
+    del RULES["aten.renorm"]
 
-    monkeypatch.setitem(RULES, "aten.sort", RULES["aten.cat"])  # gone again after the test
-    del RULES["aten.sort"]
+    @prunecli.rule("aten::renorm")
+    def renorm(call: Call, book: object) -> list[object]:
+        return [call.labels(0)]
 
-    @prunecli.rule("aten::sort")
-    def sort(call: Call, book: object) -> list[object]:
-        return [(), ()]
+    assert channels_of(Renormed(), 1, 3, 5, 5).unknown == {}
+    assert group_of(channels_of(Renormed(), 1, 3, 5, 5), "conv.weight[0]").frozen == ""
 
-    assert channels_of(Sorted(), 1, 3, 5, 5).unknown == {}
+
+def test_a_rule_with_labels_for_other_outputs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RULES, "aten.renorm", lambda call, book: [(), ()])
+    with pytest.raises(InputError, match="2 outputs, the op has 1"):
+        channels_of(Renormed(), 1, 3, 5, 5)
 
 
 def test_the_order_is_the_same_every_time() -> None:

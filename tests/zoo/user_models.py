@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
+from torchvision.ops import deform_conv2d, roi_align
 
 MODELS: dict[str, Callable[[], nn.Module]] = {}
 
@@ -450,3 +451,74 @@ class EncoderLayer(Base):
 
     def middle(self, x: Tensor) -> Tensor:
         return self.layer(x.flatten(2).transpose(1, 2)).mean(1)
+
+
+@model
+class Sampled(Base):
+    """Read at places that the network finds itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset, self.weight = nn.Conv2d(16, 18, 3, padding=1), nn.Parameter(torch.randn(16, 16, 3, 3) / 12)
+        self.where = nn.Conv2d(16, 2, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = deform_conv2d(x, self.offset(x), self.weight, padding=1)
+        return F.grid_sample(x, self.where(x).tanh().permute(0, 2, 3, 1), align_corners=False)
+
+
+@model
+class RegionsOfInterest(Base):
+    def middle(self, x: Tensor) -> Tensor:
+        boxes = torch.tensor([[0.0, 0.0, 0.0, 5.0, 5.0], [0.0, 1.0, 2.0, 7.0, 6.0]], dtype=x.dtype, device=x.device)
+        return roi_align(x, boxes, (4, 4))
+
+
+@model
+class Fourier(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv2d(32, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        waves = torch.view_as_real(torch.fft.rfft2(x))
+        mixed = F.relu(self.mix(waves.permute(0, 1, 4, 2, 3).flatten(1, 2))).unflatten(1, (-1, 2))
+        return torch.fft.irfft2(torch.view_as_complex(mixed.permute(0, 1, 3, 4, 2).contiguous()), s=x.shape[2:])
+
+
+@model
+class Patches(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(16 * 9, 16 * 9, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.fold(F.relu(self.mix(F.unfold(x, 3, padding=1))), x.shape[2:], 3, padding=1)
+
+
+@model
+class Unpooled(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(16, 16, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        pooled, places = F.max_pool2d(x, 2, return_indices=True)
+        return self.inner(F.max_unpool2d(pooled, places, 2))
+
+
+@model
+class Circular(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular")
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+@model
+class Sorted(Base):
+    def middle(self, x: Tensor) -> Tensor:
+        best = x.flatten(2).topk(4, dim=2).values.mean(2)
+        return x.sort(3).values * best[..., None, None] + torch.index_select(x, 2, torch.arange(7, -1, -1))

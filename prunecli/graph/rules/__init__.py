@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 
+from prunecli.errors import InputError
 from prunecli.graph.labels import Book, Labels
 from prunecli.graph.rules import convolution, join, layout, norm, pattern  # noqa: F401 - their rows
 from prunecli.graph.rules.call import RULES, Call, unknown
@@ -22,8 +23,16 @@ from prunecli.graph.rules.pointwise import pointwise
 
 
 def apply(call: Call, book: Book) -> list[Labels]:
-    """Labels of the outputs of `call`; ties, reads and freezes go into `book`."""
+    """Labels of the outputs of `call`; ties, reads and freezes go into `book`.
+
+    Raises:
+        InputError: the rule of a user gives labels for another number of outputs.
+    """
     known = RULES.get(call.op.name)
     if known is None:
         known = pointwise if torch.Tag.pointwise in call.op.func.tags else unknown
-    return known(call, book)
+    labels = known(call, book)
+    if len(labels) != len(call.op.outputs):
+        outputs = f"gives labels for {len(labels)} outputs, the op has {len(call.op.outputs)}"
+        raise InputError(f"the rule of {call.op.name} {outputs}", hint="a tuple of labels for each output tensor")
+    return labels

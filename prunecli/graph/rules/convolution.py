@@ -23,6 +23,14 @@ def convolution(call: Call, book: Book) -> list[Labels]:
     return _transposed_groups(call, book, groups) if transposed else _grouped(call, book, groups)
 
 
+@rule("torchvision::deform_conv2d")
+def deformed_convolution(call: Call, book: Book) -> list[Labels]:
+    """A convolution that reads at other places; how many offsets and masks there are depends on the kernel."""
+    if int(call.named("groups", 1)) > 1 or int(call.named("offset_groups", 1)) > 1:
+        return unknown(call, book)
+    return pattern(call, book, (0, 1, 2, 3, 4), "n i *, o i *, *, *, o -> n o *")
+
+
 def _channel_label(call: Call, book: Book, position: int, axis: int) -> Label | None:
     """The label along `axis` of an argument, depending on the axis alone; all others are frozen."""
     chosen = None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
-from prunecli.graph.labels import Book, Label, Labels, Route, Split, Told, compact, route, transport
-from prunecli.graph.rules.call import RULES, Call, dims_of, rule, unknown
+from prunecli.graph.labels import Book, Label, Labels, Route, Split, Told, along, compact, route, transport
+from prunecli.graph.rules.call import NOT_A_CHANNEL, RULES, Call, dims_of, rule, unknown
 from prunecli.graph.tape import Ref
 
 # The op itself is run on the ids.
@@ -144,6 +146,58 @@ def index(call: Call, book: Book) -> list[Labels]:
         else:
             results.append(compact(moved[0].ids, moved[0].axis))
     return [tuple(results)]
+
+
+@rule("aten::index_select")
+def index_select(call: Call, book: Book) -> list[Labels]:
+    """Channels along other dims pass."""
+    dim = int(call.op.args[1]) % len(call.out_shapes[0])
+    picked = tuple(label for label in call.labels(0) if dim in (label.axis, *label.index_dims))
+    book.freeze(picked, f"indexed at {call.op.where}")
+    return [tuple(label for label in call.labels(0) if dim not in (label.axis, *label.index_dims))]
+
+
+@rule("aten::view_as_real")
+def view_as_real(call: Call, book: Book) -> list[Labels]:
+    """A last dim for the two parts of a complex number."""
+    del book
+    return [tuple(Label(label.ids.unsqueeze(-1), label.axis) for label in call.labels(0))]
+
+
+@rule("aten::view_as_complex")
+def view_as_complex(call: Call, book: Book) -> list[Labels]:
+    """The last dim is the two parts of a complex number."""
+    last = len(call.out_shapes[0])
+    book.freeze(tuple(label for label in call.labels(0) if label.axis == last), NOT_A_CHANNEL)
+    kept = (label for label in call.labels(0) if last not in (label.axis, *label.index_dims))
+    return [tuple(Label(label.ids.squeeze(-1), label.axis) for label in kept)]
+
+
+@rule("aten::im2col")
+def im2col(call: Call, book: Book) -> list[Labels]:
+    """(N, C, *) -> (N, C * places of the kernel, L): the places of one channel lie side by side."""
+    if len(call.out_shapes[0]) != 3:
+        return unknown(call, book)
+    own, places = _image_channels(call, book), math.prod(call.op.args[1])
+    return [tuple(along(label.ids.reshape(-1).repeat_interleave(places), 1, 3) for label in own)]
+
+
+@rule("aten::col2im")
+def col2im(call: Call, book: Book) -> list[Labels]:
+    """(N, C * places of the kernel, L) -> (N, C, *): the places of one channel are summed up."""
+    if len(call.out_shapes[0]) != 4:
+        return unknown(call, book)
+    own, places = _image_channels(call, book), math.prod(call.op.args[2])
+    rows = [label.ids.reshape(-1, places) for label in own]
+    for row in rows:
+        book.tie(row[:, :1], row)
+    return [tuple(along(row[:, 0], 1, 4) for row in rows)]
+
+
+def _image_channels(call: Call, book: Book) -> Labels:
+    """The label of dim 1 of a batch; those of places are frozen."""
+    book.freeze(tuple(label for label in call.labels(0) if label.axis != 1), NOT_A_CHANNEL)
+    return tuple(book.align(label) for label in call.labels(0) if label.axis == 1)
 
 
 @rule("aten::as_strided_")

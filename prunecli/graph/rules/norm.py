@@ -7,7 +7,11 @@ from prunecli.graph.rules.call import RULES, Call, dims_of, rule, unknown
 from prunecli.graph.rules.pattern import BATCH_NORM, pattern
 
 # Each output depends on all channels along the given dim: channels pass, but removing one changes the rest.
-MIXING = {"aten._softmax", "aten._safe_softmax", "aten._log_softmax", "aten.cumsum"}
+MIXING = {
+    "aten." + name
+    for name in ("_softmax", "_safe_softmax", "_log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
+                 "sort", "topk", "_fft_r2c", "_fft_c2c", "_fft_c2r")
+}  # fmt: skip
 
 REDUCTIONS = {
     "aten." + name
@@ -17,9 +21,10 @@ REDUCTIONS = {
 
 
 def mixing(call: Call, book: Book) -> list[Labels]:
-    """Softmax and sums along a dim: channels along it stay whole, the others pass."""
-    mixed = dims_of(call.op.args[1], len(call.out_shapes[0]))
-    return _passed(call, book, mixed, ())
+    """Softmax, sums along a dim, sorting, Fourier transforms: channels along it stay whole, the others pass."""
+    mixed = dims_of(call.named("dim", -1), len(call.out_shapes[0]))
+    first, *others = _passed(call, book, mixed, ())
+    return [first, *(first for _ in others)]
 
 
 def _passed(call: Call, book: Book, mixed: set[int], affine: tuple[int, ...]) -> list[Labels]:
@@ -98,11 +103,9 @@ def reduction(call: Call, book: Book) -> list[Labels]:
     if source is None:
         return unknown(call, book)
     shape = call.shape(source)
-    arguments = {a.name: a for a in call.op.func._schema.arguments}
-    values = dict(zip(arguments, call.op.args, strict=False)) | dict(call.op.kwargs)
-    dims = values.get("dim")
+    dims = call.named("dim", None)
     reduced = dims_of(dims, len(shape)) if dims not in (None, []) else set(range(len(shape)))
-    keepdim = bool(values.get("keepdim", False))
+    keepdim = bool(call.named("keepdim", False))
     passed = []
     for label in call.labels(0):
         if book.through_norms and label.axis in reduced and not label.index_dims:

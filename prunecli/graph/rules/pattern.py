@@ -28,6 +28,12 @@ PATTERNS: dict[str, tuple[tuple[int, ...], str]] = {
     "aten._native_batch_norm_legit_no_training": BATCH_NORM,
     "aten._prelu_kernel": ((0, 1), "n c *, 1 c * -> n c *"),
     "aten.embedding": ((0,), "v e -> * e"),
+    "aten.grid_sampler_2d": ((0, 1), "n c *, * -> n c *"),
+    "aten.grid_sampler_3d": ((0, 1), "n c *, * -> n c *"),
+    "aten.max_unpool2d": ((0, 1), "n c *, n c * -> n c *"),
+    "aten.max_unpool3d": ((0, 1), "n c *, n c * -> n c *"),
+    "torchvision.roi_align": ((0, 1), "n c *, * -> r c *"),
+    "torchvision.roi_pool": ((0, 1), "n c *, * -> r c *"),
 }
 PATTERNS |= {
     "aten." + name: ((0,), "n c * -> n c *")
@@ -44,7 +50,7 @@ PATTERNS |= {
 
 
 def pattern(call: Call, book: Book, operands: tuple[int, ...], text: str) -> list[Labels]:
-    """Interpret one line of `PATTERNS`."""
+    """Interpret one line of `PATTERNS`; further outputs in the shape of the first are laid out like it."""
     left, right = text.split("->")
     ends: dict[str, list[tuple[int, Label]]] = {}
     refs: list[tuple[Ref, Letters]] = []
@@ -59,7 +65,7 @@ def pattern(call: Call, book: Book, operands: tuple[int, ...], text: str) -> lis
     out_letters = _spread(right, len(call.out_shapes[0]))
     for letter, found in ends.items():
         outputs += _letter(call, book, letter, found, refs, out_letters)
-    return [tuple(outputs), *(() for _ in call.op.outputs[1:])]
+    return [tuple(outputs) if shape == call.out_shapes[0] else () for shape in call.out_shapes]
 
 
 @cache

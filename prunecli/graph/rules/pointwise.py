@@ -12,13 +12,13 @@ ELEMENTWISE = {
     for name in (
         "alias", "detach", "clone", "contiguous", "lift_fresh", "fill_", "zero_", "copy_", "_to_copy", "zeros_like",
         "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "bernoulli_", "native_dropout",
-        "rrelu_with_noise", "hardswish", "hardswish_", "log_sigmoid_forward",
+        "rrelu_with_noise", "hardswish", "hardswish_", "log_sigmoid_forward", "complex",
     )
 }  # fmt: skip
 
 
-# Zero everywhere.
-ZEROS = {"aten.zeros", "aten.new_zeros"}
+# Zero everywhere, or still to be written.
+BLANK = {"aten.zeros", "aten.new_zeros", "aten.empty", "aten.new_empty"}
 
 
 def pointwise(call: Call, book: Book) -> list[Labels]:
@@ -47,7 +47,7 @@ def _fits(call: Call, ref: Ref, label: Label, ndim: int) -> bool:
     return any(own.axis == axis for own in call.known.get(ref.index, ()))
 
 
-def zeros(call: Call, book: Book) -> list[Labels]:
+def blank(call: Call, book: Book) -> list[Labels]:
     """Whatever channels they meet, their positions may belong to them, as in the first state of a recurrent layer.
 
     That its size follows is for the trial cut to find out.
@@ -56,4 +56,4 @@ def zeros(call: Call, book: Book) -> list[Labels]:
     return [tuple(along(book.fresh(size), dim, len(shape)) for dim, size in enumerate(shape) if size > 1)]
 
 
-RULES |= dict.fromkeys(ELEMENTWISE, pointwise) | dict.fromkeys(ZEROS, zeros)
+RULES |= dict.fromkeys(ELEMENTWISE, pointwise) | dict.fromkeys(BLANK, blank)
