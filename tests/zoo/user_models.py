@@ -522,3 +522,17 @@ class Sorted(Base):
     def middle(self, x: Tensor) -> Tensor:
         best = x.flatten(2).topk(4, dim=2).values.mean(2)
         return x.sort(3).values * best[..., None, None] + torch.index_select(x, 2, torch.arange(7, -1, -1))
+
+
+@model
+class AcrossHeads(Base):
+    """Statistics, padding and sorting along the heads: every head loses the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.mix = nn.Conv2d(16, 16, 1), nn.Conv2d(4 * (4 + 5 + 2), 16, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        heads = self.value(x).unflatten(1, (4, -1))
+        padded, best = F.pad(heads, (0, 0, 0, 0, 0, 0, 1, 0)), heads.topk(2, 1).values
+        return self.mix(torch.cat([heads.softmax(1), padded, best], 1).flatten(1, 2))

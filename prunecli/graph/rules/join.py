@@ -78,13 +78,13 @@ def _has_axis(call: Call, ref: Ref, axis: int) -> bool:
 def constant_pad(call: Call, book: Book) -> list[Labels]:
     """Padding a channel dim adds channels that hold a constant; the module keeps their count."""
     ndim = len(call.out_shapes[0])
-    pads = list(call.op.args[1])
+    pads = list(call.op.args[1])  # of the last dim first
+    sides = {ndim - 1 - n: pair for n, pair in enumerate(zip(pads[::2], pads[1::2], strict=True)) if any(pair)}
     passed = []
     for label in call.labels(0):
-        position = 2 * (ndim - 1 - label.axis)
-        before, after = (pads[position], pads[position + 1]) if position < len(pads) else (0, 0)
+        before, after = sides.get(label.axis, (0, 0))
         if before == after == 0:
-            passed.append(label)
+            passed.append(book.align(label) if sides.keys() & set(label.index_dims) else label)
             continue
         if before < 0 or after < 0:
             book.freeze((label,), f"cropped at {call.op.where}")

@@ -28,13 +28,20 @@ def mixing(call: Call, book: Book) -> list[Labels]:
 
 
 def _passed(call: Call, book: Book, mixed: set[int], affine: tuple[int, ...]) -> list[Labels]:
-    """All labels pass; those along the dims of the statistic stay whole, with the arguments that scale and shift."""
-    labels = call.labels(0)
-    whole = tuple(label for label in labels if label.axis in mixed)
+    """All labels pass; those along the dims of the statistic stay whole, with the arguments that scale and shift.
+
+    Rows that the statistic brings together lose the same channels. A dim that changes its size holds no channels then.
+    """
+    whole = tuple(label for label in call.labels(0) if label.axis in mixed)
     book.freeze(whole, f"every channel influences the others at {call.op.where}")
     for position in affine:
         book.freeze(call.labels(position), f"belongs to the normalisation {call.op.where}")
-    return [labels, *(() for _ in call.op.outputs[1:])]
+    aligned = (book.align(label) if mixed.intersection(label.index_dims) else label for label in call.labels(0))
+    shape = call.out_shapes[0]
+    passed = tuple(
+        label for label in aligned if label.axis not in mixed or label.ids.shape[label.axis] == shape[label.axis]
+    )
+    return [passed, *(() for _ in call.op.outputs[1:])]
 
 
 @rule("aten::native_layer_norm")
