@@ -22,6 +22,9 @@ _DTYPES = {
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
 
+# Suffixes by which other programs would expect another format.
+FOREIGN = frozenset({".onnx", ".pt2", ".ts", ".pth", ".pt", ".th", ".bin", ".ckpt"})
+
 
 @contextlib.contextmanager
 def atomic(path: Path, check: Callable[[Path], None] | None = None) -> Iterator[IO[bytes]]:
@@ -68,13 +71,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def check_output(path: Path, *inputs: Path) -> None:
-    """Refuse an output that cannot be written or that would replace an input.
+    """Refuse an output that cannot be written or that would replace an input or a device.
 
     Raises:
-        OutputError: the folder is missing, not writable, or the path is a folder or an input.
+        OutputError: the folder is missing, not writable, or the path is a folder, a device or an input.
     """
     if path.is_dir():
         raise OutputError(f"{path} is a folder", hint="name a file in it")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path} is not a regular file, and would be replaced by one", hint="name a file with -o")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist", hint=f"mkdir -p {path.parent}")
     if not os.access(path.parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
@@ -82,6 +87,18 @@ def check_output(path: Path, *inputs: Path) -> None:
     for source in inputs:
         if path.exists() and source.exists() and path.samefile(source):
             raise OutputError(f"the output {path} is the input", hint="choose another name with -o")
+
+
+def check_container(path: Path, *inputs: Path) -> None:
+    """`check_output` for a container, which is a safetensors file whatever it is called.
+
+    Raises:
+        OutputError: the suffix is that of another format, too.
+    """
+    check_output(path, *inputs)
+    if path.suffix in FOREIGN:
+        hint = f"-o {path.with_suffix('.safetensors')}; prunecli export writes other formats"
+        raise OutputError(f"{path.name}: what is written is safetensors, not {path.suffix}", hint=hint)
 
 
 def serialize(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes]:

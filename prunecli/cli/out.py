@@ -70,13 +70,13 @@ class Out:
         except BrokenPipeError:  # the reader of a pipe went away; nothing is left to say to it
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
-        except MemoryError:
-            self._fail("out of memory", "a smaller --input or train.batch_size", 1)
         except OSError as error:
             self._fail(
                 f"{error.filename or 'input or output'}: {error.strerror or error}", "check the path and the disk", 2
             )
         except Exception as error:
+            if _out_of_memory(error):
+                self._fail("out of memory", "a smaller --input or train.batch_size", 1)
             if os.environ.get("PRUNECLI_TRACEBACK"):
                 traceback.print_exc()
             text = str(error).strip().splitlines()
@@ -90,3 +90,9 @@ class Out:
         if hint:
             self._failed.print(f"try: {hint}", markup=False, soft_wrap=True)
         raise typer.Exit(status)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Python's own error, CUDA's, and that of torch's allocator on the CPU, which has no type of its own."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "can't allocate memory" in str(error)

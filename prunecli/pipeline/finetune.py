@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prunecli.checkpoint.write import check_output
+from prunecli.checkpoint.write import check_container
 from prunecli.errors import InputError
 from prunecli.facts import BudgetFacts, FinetuneFacts, Verified
 from prunecli.model import DEFAULT, Model, Opening, open_model
@@ -54,7 +54,7 @@ def finetune(
     opened = open_model(source, opening.completed(recipe.arch, recipe.input_shape))
     inputs = [opened.path] if opened.path else []
     guide = None if teacher is None else open_model(teacher, Opening(trust=opening.trust))
-    check_output(output, *inputs, *([guide.path] if guide and guide.path else []))
+    check_container(output, *inputs, *([guide.path] if guide and guide.path else []))
     images = data_for(opened, recipe.data)
     before = figures(opened, opened.module, source_bytes(opened), accuracy(opened.module, images.test))
     guided = None if guide is None else guide.module

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from prunecli.checkpoint.write import check_output
+from prunecli.checkpoint.write import check_container
 from prunecli.errors import BudgetMissed, InputError
 from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts
 from prunecli.methods.base import Method
@@ -55,7 +55,7 @@ def prune(
     method = _method(recipe)
     opened = open_model(source, opening.completed(recipe.arch, recipe.input_shape))
     if output is not None:
-        check_output(output, *([opened.path] if opened.path else []))
+        check_container(output, *([opened.path] if opened.path else []))
     images = None if recipe.data is None else data_for(opened, recipe.data)
     if _trains(recipe) and images is None:
         raise InputError("the recipe trains, but no data is given", hint="data: in the recipe, or --data")

@@ -61,8 +61,8 @@ def load(text: str, overrides: Sequence[str] = (), fields: Mapping[str, Any] | N
     path = locate(text)
     try:
         source = path.read_text()
-        data, lines = yaml.safe_load(source), _lines(source)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        data, lines = yaml.safe_load(source), _lines(source, path.name)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise RecipeError(
             f"{path} is not YAML: {_yaml_problem(error)}", hint="compare: prunecli recipes show magnitude-flops50"
         ) from error
@@ -212,22 +212,34 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
     data[last] = value
 
 
-def _lines(source: str) -> Lines:
-    """The line of every key, by its path."""
+def _lines(source: str, where: str) -> Lines:
+    """The line of every key, by its path; what an alias repeats stands where it was first.
+
+    Raises:
+        RecipeError: a key is given twice, of which YAML would take the last.
+    """
     found: Lines = {}
+    seen: set[int] = set()
 
     def visit(node: yaml.Node | None, place: tuple[str, ...]) -> None:
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                inner = (*place, str(key.value))
-                found[inner] = key.start_mark.line + 1
-                visit(value, inner)
+        if not isinstance(node, yaml.MappingNode) or id(node) in seen:
+            return
+        seen.add(id(node))
+        for key, value in node.value:
+            inner, line = (*place, str(key.value)), key.start_mark.line + 1
+            if inner in found:
+                twice = f"{where}:{line}  {'.'.join(inner)} is given twice, first in line {found[inner]}"
+                raise RecipeError(twice, hint="keep one of them")
+            found[inner] = line
+            visit(value, inner)
 
     visit(yaml.compose(source, Loader=yaml.SafeLoader), ())
     return found
 
 
 def _yaml_problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     mark = getattr(error, "problem_mark", None)
     line = f"line {mark.line + 1}: " if mark else ""
     return f"{line}{getattr(error, 'problem', None) or error}"

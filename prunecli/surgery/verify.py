@@ -68,10 +68,18 @@ def verify(
         dtype: float64 wherever the model runs in it.
 
     Raises:
-        VerificationError: the outputs differ by more than 1e-10 of the largest output (float32: 1e-5).
+        VerificationError: the outputs differ by more than 1e-10 of the largest output (float32: 1e-5), or are not
+            finite.
     """
     result = compare(reference, smaller, examples, dtype)
     if result.max_rel_error > TOLERANCE[dtype]:
+        broken = [name for name, weight in reference.named_parameters() if not bool(weight.isfinite().all())]
+        if broken:
+            raise VerificationError(
+                f"{broken[0]} holds numbers that are not finite, so that nothing can be shown to be equal; "
+                "nothing was written",
+                hint="did its training diverge? take an earlier checkpoint",
+            )
         raise VerificationError(
             f"the smaller model differs from the masked one by {result.max_rel_error:.2e} of its largest output "
             f"(allowed {TOLERANCE[dtype]:.0e}); nothing was written",

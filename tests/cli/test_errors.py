@@ -72,6 +72,9 @@ def _files(folder: Path) -> None:
     (folder / "sparse.yaml").write_text(
         "version: 1\nmethod: {name: magnitude, structure: weight}\nbudget: {flops: 0.5}\n"
     )
+    (folder / "twice.yaml").write_text("version: 1\nmethod: {name: none}\nstrip:\n  round_to: 8\n  round_to: 1\n")
+    (folder / "deep.yaml").write_text("[" * 5000)
+    os.mkfifo(folder / "pipe.safetensors")
     (folder / "images").mkdir()
     (folder / "readonly").mkdir()
 
@@ -112,6 +115,8 @@ CASES: dict[str, list[str]] = {
     "unknown-recipe": ["prune", "good.pt", "--recipe", "magnitude-flop50"],
     "recipe-with-three-problems": ["prune", "good.pt", "--recipe", "typo.yaml"],
     "recipe-no-yaml": ["prune", "good.pt", "--recipe", "not.yaml"],
+    "recipe-key-twice": ["prune", "good.pt", "--recipe", "twice.yaml"],
+    "recipe-too-deep": ["prune", "good.pt", "--recipe", "deep.yaml"],
     "recipe-wrong-type": ["prune", "good.pt", "--recipe", "type.yaml"],
     "recipe-unknown-method": ["prune", "good.pt", "--recipe", "method.yaml"],
     "recipe-without-budget": ["prune", "good.pt", "--recipe", "nobudget.yaml"],
@@ -127,6 +132,8 @@ CASES: dict[str, list[str]] = {
     "output-folder-missing": ["prune", "good.pt", "--recipe", "magnitude-flops50", "-o", "nowhere/out.safetensors"],
     "output-is-folder": ["prune", "good.pt", "--recipe", "magnitude-flops50", "-o", "images"],
     "output-over-input": ["prune", "good.pt", "--recipe", "magnitude-flops50", "-o", "good.pt"],
+    "output-is-no-file": ["prune", "good.pt", "--recipe", "magnitude-flops50", "-o", "pipe.safetensors"],
+    "output-of-another-format": ["finetune", "good.pt", "--data", "digits", "-o", "out.onnx"],
     "unknown-suffix": ["export", "good.pt", "-o", "out.tflite"],
     "unknown-device": [
         "finetune", "digits_net", "--data", "digits", "-o", "out.safetensors", "--set", "train.device=tpu9",
@@ -197,3 +204,23 @@ def test_json_reports_failures_as_one_document(folder: Path, run: Callable[[list
     result = run(["analyze", "empty.pt", "--json"])
     assert result.exit_code == 2
     assert json.loads(result.stdout)["error"]["exit_status"] == 2
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(
+    number: float, folder: Path, tmp_path: Path, run: Callable[[list[str]], object]
+) -> None:
+    state = _state()
+    state["layer2.0.conv1.weight"][3] = number
+    torch.save(state, tmp_path / "diverged.pt")
+    output = tmp_path / "out.safetensors"
+    result = run(["prune", str(tmp_path / "diverged.pt"), "--recipe", "magnitude-flops50", "-o", str(output)])
+    assert result.exit_code == 1
+    assert "layer2.0.conv1.weight holds numbers that are not finite" in result.stderr
+    assert not output.exists()
+
+
+def test_an_input_that_fits_into_no_memory(run: Callable[[list[str]], object]) -> None:
+    result = run(["analyze", "cifar_resnet20", "--input", "1x3x9999999x9999999"])
+    assert result.exit_code == 1
+    assert "error: out of memory" in result.stderr
