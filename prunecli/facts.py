@@ -71,7 +71,7 @@ class AnalyzeFacts:
     model: str
     format: str
     arch: str | None
-    input: list[int] | None
+    input: list[int] | str | None
     params: int
     nonzero: int
     sparsity: float

@@ -5,9 +5,8 @@ This is the only module that brings networks to life; user code named on the com
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from prunecli.checkpoint.read import Checkpoint, read
 from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.copying import like
 from prunecli.graph.tape import Example
+from prunecli.inputs import Argument, Inputs, from_json
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,22 @@ class Opening:
 
     Attributes:
         arch: the architecture; guessed from names and shapes by default.
-        input_shape: shape of one input, batch included; by default what the architecture expects.
+        inputs: what the forward pass takes; by default what the architecture expects.
         key: entry of a nested checkpoint that holds the weights.
         trust: allow files that execute code.
     """
 
     arch: str | None = None
-    input_shape: tuple[int, ...] | None = None
+    inputs: Inputs | None = None
     key: str | None = None
     trust: bool = False
 
-    def completed(self, arch: str | None, input_shape: tuple[int, ...] | None) -> Opening:
+    def completed(self, arch: str | None, inputs: Inputs | None) -> Opening:
         """With defaults for what was not said."""
-        return replace(self, arch=self.arch or arch, input_shape=self.input_shape or input_shape)
+        return replace(self, arch=self.arch or arch, inputs=self.inputs or inputs)
 
 
 DEFAULT = Opening()
-_LARGEST_INPUT = 2**28  # numbers in one input; a file that asks for more is damaged or hostile
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,9 @@ class Model:
         format: kind of file, or "architecture".
         arch: None for a module that came out of a pickle.
         journal: cuts since the architecture was built.
-        input: shape of one input, batch included.
+        inputs: what the forward pass takes.
         container: metadata of the file, where we wrote it.
+        config: that of transformers, which says how to build the module.
     """
 
     source: str
@@ -69,15 +69,20 @@ class Model:
     module: nn.Module
     arch: ArchSpec | None
     journal: Journal
-    input: tuple[int, ...]
+    inputs: Inputs
     path: Path | None = None
     container: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
     def example(self) -> Example:
-        """A zero input in the dtype of the parameters."""
-        return Example(arguments(self.arch, torch.zeros(self.input, dtype=self.dtype)))
+        """Zeros."""
+        first, *others = (
+            torch.zeros(argument.shape, dtype=getattr(torch, argument.dtype) if argument.dtype else self.dtype)
+            for argument in self.inputs
+        )
+        return Example((first, *others) if others else arguments(self.arch, first))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,7 +101,7 @@ def open_model(source: str, opening: Opening = DEFAULT) -> Model:
         InputError: the file, the architecture or their combination cannot be used; the message says why.
     """
     if is_architecture(source):
-        return _fresh(parse(source), source, opening.input_shape)
+        return _fresh(parse(source), source, opening.inputs)
     return from_checkpoint(read(source, key=opening.key, trust=opening.trust), opening)
 
 
@@ -108,10 +113,10 @@ def is_architecture(source: str) -> bool:
     return ":" in head or not any(c in head for c in "/.\\")
 
 
-def _fresh(spec: ArchSpec, source: str, input_shape: tuple[int, ...] | None) -> Model:
+def _fresh(spec: ArchSpec, source: str, asked: Inputs | None) -> Model:
     torch.manual_seed(0)
     module = build(spec).eval()
-    return Model(source, "architecture", module, spec, Journal(), _input(spec, module, input_shape))
+    return Model(source, "architecture", module, spec, Journal(), _inputs(spec, module, asked))
 
 
 def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model:
@@ -126,22 +131,21 @@ def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model
     if opening.arch is not None:  # a guess fits the plain names
         checkpoint = checkpoint.spelled(blank(spec).state_dict())
     module = filled(spec, checkpoint.state, Journal(), str(checkpoint.path))
-    found = _model(checkpoint, module, spec, Journal(), _input(spec, module, opening.input_shape))
+    found = _model(checkpoint, module, spec, Journal(), _inputs(spec, module, opening.inputs))
     return replace(found, notes=[*found.notes, why]) if why else found
 
 
-def _model(
-    checkpoint: Checkpoint, module: nn.Module, spec: ArchSpec | None, journal: Journal, shape: tuple[int, ...]
-) -> Model:
+def _model(checkpoint: Checkpoint, module: nn.Module, spec: ArchSpec | None, journal: Journal, inputs: Inputs) -> Model:
     return Model(
         source=str(checkpoint.path),
         format=checkpoint.format,
         module=module.eval(),
         arch=spec,
         journal=journal,
-        input=shape,
+        inputs=inputs,
         path=checkpoint.path,
         container=checkpoint.container,
+        config=checkpoint.config or (checkpoint.container or {}).get("config"),
         notes=checkpoint.remarks,
     )
 
@@ -163,12 +167,18 @@ def filled(spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, source
     Raises:
         ArchError: they do not fit.
     """
-    module = blank(spec)
-    assign(module, state, journal, f"{source} as {spec}")
-    if any(t.is_meta for t in (*module.parameters(), *module.buffers())):  # it keeps tensors that no file holds
+    return _filled(blank(spec), lambda: build(spec), state, journal, f"{source} as {spec}")
+
+
+def _filled(
+    module: nn.Module, make: Callable[[], nn.Module], state: Mapping[str, Tensor], journal: Journal, what: str
+) -> nn.Module:
+    """A skeleton with the tensors of a file; made anew, with numbers, where it keeps tensors that no file holds."""
+    assign(module, state, journal, what)
+    if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
         with torch.random.fork_rng(devices=[]):
-            module = build(spec)
-        assign(module, state, journal, f"{source} as {spec}")
+            module = make()
+        assign(module, state, journal, what)
     return module
 
 
@@ -188,7 +198,7 @@ def _from_module(checkpoint: Checkpoint, module: nn.Module, opening: Opening) ->
     """A module that came out of a trusted pickle is its own architecture."""
     module = unwrapped(module)
     spec = parse(opening.arch) if opening.arch else None
-    return _model(checkpoint, module, spec, Journal(), _input(spec, module, opening.input_shape))
+    return _model(checkpoint, module, spec, Journal(), _inputs(spec, module, opening.inputs))
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -200,24 +210,72 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], opening: Opening) -> Model:
-    text = opening.arch or container.get("arch")
-    if text is None:
-        raise ArchError(f"{checkpoint.path} was made from a module without a name", hint="give its --arch")
-    spec = parse(text)
-    if not spec.is_registry and opening.arch is None:
-        raise ArchError(
-            f"{checkpoint.path} was made from {spec}, which is user code; a file never says what to import",
-            hint=f"if you trust that code, say so: --arch {spec}",
-        )
+    spec, path = _named_in(container, checkpoint.path, opening.arch), str(checkpoint.path)
     try:
         journal = Journal.from_json(container["journal"])
-        shape = opening.input_shape or tuple(int(size) for size in container["input"])
-        if not 0 < math.prod(shape) <= _LARGEST_INPUT:
-            raise ValueError(f"an input of {shape}")
+        inputs = opening.inputs or from_json(container["input"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint.path}: its metadata is damaged: {error!r}") from error
-    module = filled(spec, checkpoint.state, journal, str(checkpoint.path))
-    return _model(checkpoint, module, spec, journal, shape)
+        raise CheckpointError(f"{path}: its metadata is damaged: {error!r}") from error
+    if spec is not None:
+        module = filled(spec, checkpoint.state, journal, path)
+    else:
+        make = _configured(path, container["config"])
+        with skeleton():
+            module = make()
+        module = _filled(module, make, checkpoint.state, journal, f"{path} as {type(module).__name__}")
+    return _model(checkpoint, module, spec, journal, inputs)
+
+
+def _named_in(container: Mapping[str, Any], path: Path, asked: str | None) -> ArchSpec | None:
+    """The architecture of a container; None where a configuration of transformers says it.
+
+    Raises:
+        ArchError: it has no name, or is user code that nobody asked for.
+    """
+    text = asked or container.get("arch")
+    if text is None:
+        if isinstance(container.get("config"), Mapping):
+            return None
+        raise ArchError(f"{path} was made from a module without a name", hint="give its --arch")
+    spec = parse(text)
+    if not spec.is_registry and asked is None:
+        raise ArchError(
+            f"{path} was made from {spec}, which is user code; a file never says what to import",
+            hint=f"if you trust that code, say so: --arch {spec}",
+        )
+    return spec
+
+
+def _transformers_class(path: str, config: Mapping[str, Any]) -> Any:
+    """The class that a configuration names, from installed code only.
+
+    Raises:
+        ArchError: transformers is missing, or has no such class.
+    """
+    try:
+        import transformers
+    except ImportError:
+        raise ArchError("transformers is not installed", hint="pip install 'prunecli[hf]'") from None
+    name = next(iter(config.get("architectures") or []), None)
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise ArchError(f"{path}: transformers has no class {name!r}")
+    transformers.utils.logging.disable_progress_bar()
+    return kind
+
+
+def _configured(path: str, config: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """Makes what a configuration of transformers says, without its weights."""
+    kind = _transformers_class(path, config)
+
+    def make() -> nn.Module:
+        try:
+            module: nn.Module = kind(kind.config_class.from_dict(dict(config)))
+        except Exception as error:  # transformers has no common base for its errors
+            raise ArchError(f"{path} as {kind.__name__}: {error}") from error
+        return module
+
+    return make
 
 
 def _from_config(checkpoint: Checkpoint, config: Mapping[str, Any], opening: Opening) -> Model:
@@ -225,32 +283,29 @@ def _from_config(checkpoint: Checkpoint, config: Mapping[str, Any], opening: Ope
 
     transformers fills it too, since it keeps other names on disk than in memory for some models.
     """
+    kind = _transformers_class(str(checkpoint.path), config)
+    what = f"{checkpoint.path} as {kind.__name__}"
     try:
-        import transformers
-    except ImportError:
-        raise ArchError("transformers is not installed", hint="pip install 'prunecli[hf]'") from None
-    name = next(iter(config.get("architectures") or []), None)
-    factory = getattr(transformers, name or "", None)
-    if factory is None:
-        raise ArchError(f"{checkpoint.path}: transformers has no class {name!r}")
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        module, found = factory.from_pretrained(
+        module, found = kind.from_pretrained(
             str(checkpoint.path), use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except Exception as error:  # transformers has no common base for its errors
-        raise ArchError(f"{checkpoint.path} as {name}: {error}") from error
+        raise ArchError(f"{what}: {error}") from error
     if missing := sorted(found["missing_keys"]):  # transformers would fill them with random numbers
-        raise ArchError(f"{checkpoint.path} as {name}: {len(missing)} tensors are missing: {', '.join(missing[:3])}")
+        raise ArchError(f"{what}: {len(missing)} tensors are missing: {', '.join(missing[:3])}")
     size, channels = config.get("image_size", 224), config.get("num_channels", 3)
-    return _model(checkpoint, module, None, Journal(), opening.input_shape or (1, channels, size, size))
+    text = getattr(module, "main_input_name", "") == "input_ids"
+    default = Argument((1, 16), "int64") if text else Argument((1, channels, size, size))
+    return _model(checkpoint, module, None, Journal(), opening.inputs or (default,))
 
 
-def _input(spec: ArchSpec | None, module: nn.Module, asked: tuple[int, ...] | None) -> tuple[int, ...]:
-    shape = asked or (default_input(spec, module) if spec else None)
+def _inputs(spec: ArchSpec | None, module: nn.Module, asked: Inputs | None) -> Inputs:
+    if asked:
+        return asked
+    shape = default_input(spec, module) if spec else None
     if shape is None:
         raise InputError(f"what input does {spec or 'this module'} take?", hint="say it: --input 1x3x224x224")
-    return shape
+    return (Argument(shape),)
 
 
 def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, what: str) -> None:

@@ -68,8 +68,10 @@ def build(spec: ArchSpec) -> nn.Module:
     factory, options = _factory(spec)
     try:
         module = factory(**(options | spec.options))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ArchError(f"cannot build {spec}: {error}", hint="check the options after '?'") from error
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        known = isinstance(error, TypeError | ValueError | RuntimeError)
+        problem = str(error) if known else f"{type(error).__name__}: {error}"
+        raise ArchError(f"cannot build {spec}: {problem}", hint="check the options after '?'") from error
     if not isinstance(module, nn.Module):
         raise ArchError(f"{spec} returned {type(module).__name__}, expected nn.Module")
     return module
@@ -133,7 +135,7 @@ def user_function(place: str, name: str, error: type[InputError] = ArchError) ->
         module = _load_file(place, error) if place.endswith(".py") else importlib.import_module(place)
     except InputError:
         raise
-    except Exception as problem:  # the user's code may raise anything
+    except (Exception, SystemExit) as problem:  # the user's code may raise anything
         raise error(
             f"cannot import {place}: {type(problem).__name__}: {problem}", hint="FILE.py:FUNCTION or MODULE:FUNCTION"
         ) from problem

@@ -35,7 +35,7 @@ def analyze(
         from prunecli.render.terminal import analyze_report
 
         checks = [parse_check(text) for text in check]
-        options.shape_of(input)
+        options.inputs_of(input)
         from prunecli.pipeline.analyze import analyze as run
 
         found = [run(m, options.opening(arch, input, key, trust), data=data, why=why) for m in models]

@@ -19,7 +19,7 @@ def export(
     """Hand a model to a runtime: OUT ends in .onnx, .pt2, .ts, .safetensors or .pth."""
     out = Out(as_json=json, quiet=quiet)
     with out.failures():
-        options.shape_of(input)
+        options.inputs_of(input)
         from prunecli.pipeline.export import export as run
         from prunecli.render.terminal import export_report
 

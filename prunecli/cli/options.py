@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from prunecli.errors import InputError
-from prunecli.units import parse_shape
+from prunecli.inputs import Inputs, parse_inputs
 
 if TYPE_CHECKING:
     from prunecli.model import Opening
@@ -17,7 +17,10 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A checkpoint, or an architecture such as torchvision:resnet50.")
 ]
 Arch = Annotated[str | None, typer.Option(metavar="A", help="Architecture of the checkpoint; guessed by default.")]
-Input = Annotated[str | None, typer.Option(metavar="SHAPE", help="Shape of one input, batch included: 1x3x224x224.")]
+Input = Annotated[
+    str | None,
+    typer.Option(metavar="SHAPE", help="Shape, batch included: 1x3x224x224; several: 1x16:int64,1x4."),
+]
 Data = Annotated[
     str | None,
     typer.Option(
@@ -45,16 +48,16 @@ def opening(arch: str | None, shape: str | None, key: str | None, trust: bool) -
     """
     from prunecli.model import Opening
 
-    return Opening(arch, shape_of(shape), key, trust)
+    return Opening(arch, inputs_of(shape), key, trust)
 
 
-def shape_of(text: str | None) -> tuple[int, ...] | None:
+def inputs_of(text: str | None) -> Inputs | None:
     """The value of --input.
 
     Raises:
         InputError: it is no shape.
     """
     try:
-        return None if text is None else parse_shape(text)
+        return None if text is None else parse_inputs(text)
     except ValueError as error:
         raise InputError(f"--input {error}", hint="--input 1x3x32x32") from error

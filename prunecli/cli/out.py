@@ -26,10 +26,10 @@ class Out:
     def __init__(self, *, as_json: bool, quiet: bool = False) -> None:
         self.as_json = as_json
         self._documented = rank() != 0
-        self.talk = Console(stderr=True, quiet=quiet or rank() != 0, highlight=False)
-        self._failed = Console(stderr=True, highlight=False)
+        self.talk = Console(stderr=True, quiet=quiet or rank() != 0, highlight=False, emoji=False)
+        self._failed = Console(stderr=True, highlight=False, emoji=False)
         # off a terminal nothing is folded to a guessed width
-        self._results = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+        self._results = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 160)
 
     def notes(self, notes: list[str]) -> None:
         """Choices that were made, on stderr."""

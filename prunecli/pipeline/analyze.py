@@ -16,6 +16,7 @@ from prunecli.errors import ArchError, InputError
 from prunecli.facts import AnalyzeFacts, GroupFacts, LayerFacts, WhyFacts
 from prunecli.graph.channels import Channels, Group, trace
 from prunecli.graph.tape import ForwardError
+from prunecli.inputs import shown, to_json
 from prunecli.model import DEFAULT, Model, Opening, from_checkpoint, is_architecture, open_model
 from prunecli.pipeline.evaluation import data_for, flops_taken, measure_accuracy
 from prunecli.pipeline.figures import count, path_bytes, source_bytes
@@ -71,7 +72,7 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
     try:
         channels = trace(model.module, model.example)
     except ForwardError as error:
-        notes.append(f"{error.problem}; input {'x'.join(map(str, model.input))}")
+        notes.append(f"{error.problem}; input {shown(model.inputs)}")
     params, nonzero, sparsity = count(dict(model.module.named_parameters()))
     flops = None if channels is None else flops_by_op(model.module, model.example)
     if model.journal.gates:
@@ -80,7 +81,7 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
         model=model.source,
         format=model.format,
         arch=None if model.arch is None else str(model.arch),
-        input=list(model.input),
+        input=to_json(model.inputs),
         params=params,
         nonzero=nonzero,
         sparsity=sparsity,

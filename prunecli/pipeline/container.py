@@ -19,6 +19,7 @@ from prunecli.errors import VerificationError
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
+from prunecli.inputs import to_json
 from prunecli.model import Model, Opening, assign, from_checkpoint
 from prunecli.ranks import rank
 from prunecli.surgery.verify import random_example
@@ -54,8 +55,9 @@ def save(path: Path, model: Model, opened: Model, provenance: Provenance) -> int
     metadata = {
         "format_version": 1,
         "arch": None if model.arch is None else str(model.arch),
-        "input": list(model.input),
+        "input": to_json(model.inputs),
         "journal": model.journal.to_json(),
+        **({} if model.config is None else {"config": model.config}),
         "parent_sha256": parent_digest(model),
         "versions": {"prunecli": version("prunecli"), "torch": torch.__version__},
         **asdict(provenance),
@@ -97,8 +99,9 @@ def _identical(first: Tensor, second: Tensor) -> bool:
 
 def _reload(path: Path, model: Model, opened: Model) -> nn.Module:
     checkpoint = read(path)
-    if model.arch is not None:
-        return from_checkpoint(checkpoint, Opening(arch=str(model.arch), input_shape=model.input)).module
+    if model.arch is not None or model.config is not None:
+        arch = None if model.arch is None else str(model.arch)
+        return from_checkpoint(checkpoint, Opening(arch=arch, inputs=model.inputs)).module
     module = copied(opened.module)
     assert checkpoint.container is not None
     journal = Journal.from_json(checkpoint.container["journal"])

@@ -12,6 +12,7 @@ from prunecli.cost.dynamic import dynamic_cost, masks_of
 from prunecli.errors import DataError
 from prunecli.facts import DynamicFacts
 from prunecli.graph.tape import Example
+from prunecli.inputs import shown
 from prunecli.methods.base import Evidence
 from prunecli.methods.hook import Hook
 from prunecli.model import Model
@@ -31,11 +32,13 @@ def data_for(model: Model, text: str) -> Data:
         try:
             found = logits(model.module(*model.example.args))
         except Exception as error:  # the user's forward may raise anything
-            shape = "x".join(map(str, model.input))
-            raise DataError(f"the model does not run on an input {shape}: {error}", hint="check --input") from error
+            given = f"an input {shown(model.inputs)}"
+            raise DataError(f"the model does not run on {given}: {error}", hint="check --input") from error
     if found.ndim != 2:
         raise DataError(f"the model gives {tuple(found.shape)}; accuracy needs (N, classes)")
-    return open_data(text, model.input[1:], found.shape[1])
+    if len(model.inputs) > 1:
+        raise DataError(f"the model takes {len(model.inputs)} tensors; data sets give images and their classes")
+    return open_data(text, model.inputs[0].shape[1:], found.shape[1])
 
 
 def measure_accuracy(model: Model, text: str | None) -> float | None:

@@ -51,7 +51,7 @@ def finetune(
         raise InputError("the recipe says nothing about training", hint="train: {epochs: 2, lr: 0.02}")
     if recipe.data is None:
         raise InputError("no data is given", hint="--data folder:PATH, or data: in the recipe")
-    opened = open_model(source, opening.completed(recipe.arch, recipe.input_shape))
+    opened = open_model(source, opening.completed(recipe.arch, recipe.inputs))
     inputs = [opened.path] if opened.path else []
     guide = None if teacher is None else open_model(teacher, Opening(trust=opening.trust))
     check_container(output, *inputs, *([guide.path] if guide and guide.path else []))

@@ -53,7 +53,7 @@ def prune(
     """
     started = time.monotonic()
     method = _method(recipe)
-    opened = open_model(source, opening.completed(recipe.arch, recipe.input_shape))
+    opened = open_model(source, opening.completed(recipe.arch, recipe.inputs))
     if output is not None:
         check_container(output, *([opened.path] if opened.path else []))
     images = None if recipe.data is None else data_for(opened, recipe.data)

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
-from prunecli.units import parse_amount, parse_shape
+from prunecli.inputs import Inputs, parse_inputs
+from prunecli.units import parse_amount
 
 
 class Closed(BaseModel):
@@ -211,7 +212,7 @@ class Recipe(Closed):
     version: Literal[1]
     model: str | None = None
     arch: str | None = None
-    input: str | None = Field(None, description="shape of one input, batch included: 1x3x224x224")
+    input: str | None = Field(None, description="shape, batch included: 1x3x224x224; several: 1x16:int64,1x4")
     data: str | None = None
     method: Any = None
     budget: Budget | None = None
@@ -226,13 +227,13 @@ class Recipe(Closed):
     @classmethod
     def _valid_shape(cls, value: str | None) -> str | None:
         if value is not None:
-            parse_shape(value)
+            parse_inputs(value)
         return value
 
     @property
-    def input_shape(self) -> tuple[int, ...] | None:
-        """`input` as numbers."""
-        return None if self.input is None else parse_shape(self.input)
+    def inputs(self) -> Inputs | None:
+        """`input`, read."""
+        return None if self.input is None else parse_inputs(self.input)
 
     def resolved(self) -> dict[str, Any]:
         """With all defaults, for the file's metadata; paths are left out, so equal runs give equal bytes."""

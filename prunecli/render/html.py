@@ -9,6 +9,6 @@ from rich.console import Console, RenderableType
 
 def page(report: RenderableType) -> str:
     """The page."""
-    console = Console(record=True, file=io.StringIO(), width=140, force_terminal=True)
+    console = Console(record=True, file=io.StringIO(), width=140, force_terminal=True, emoji=False)
     console.print(report)
     return console.export_html(inline_styles=True)

@@ -47,7 +47,7 @@ def analyze_report(facts: AnalyzeFacts) -> RenderableType:
 
 def _totals(facts: AnalyzeFacts) -> Table:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    shape = "x".join(map(str, facts.input)) if facts.input else UNKNOWN
+    shape = "x".join(map(str, facts.input)) if isinstance(facts.input, list) else facts.input or UNKNOWN
     rows = [
         ("model", f"{facts.model} ({facts.format})"),
         ("architecture", f"{facts.arch or UNKNOWN}, input {shape}"),

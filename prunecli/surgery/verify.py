@@ -16,13 +16,13 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 def random_example(example: Example, seed: int, batch: int = 2) -> Example:
-    """Standard normal values in the shapes of `example`; integer inputs are repeated as they are."""
+    """Standard normal values in the shapes of `example`, with a batch of that size; integers are repeated."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: Tensor) -> Tensor:
-        if not tensor.is_floating_point():
-            return tensor
         shape = (batch, *tensor.shape[1:]) if tensor.ndim and tensor.shape[0] == 1 else tensor.shape
+        if not tensor.is_floating_point():
+            return tensor.expand(shape).clone()
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     return example.map(draw)
@@ -79,6 +79,12 @@ def verify(
                 f"{broken[0]} holds numbers that are not finite, so that nothing can be shown to be equal; "
                 "nothing was written",
                 hint="did its training diverge? take an earlier checkpoint",
+            )
+        if compare(reference, reference, examples, dtype).max_abs_error:
+            raise VerificationError(
+                "the model gives other outputs for the same input, so that nothing can be shown to be equal; "
+                "nothing was written",
+                hint="its forward pass draws random numbers in eval mode",
             )
         raise VerificationError(
             f"the smaller model differs from the masked one by {result.max_rel_error:.2e} of its largest output "

@@ -365,11 +365,17 @@ def _forward(module: nn.Module, settings: Train, example: Example) -> Callable[[
 
 
 def _optimizer(module: nn.Module, settings: Train, hooks: Sequence[Hook]) -> torch.optim.Optimizer:
-    """That of a hook, or else the recipe's: biases and norms are not decayed with AdamW; with SGD all are."""
+    """That of a hook, or else the recipe's: biases and norms are not decayed with AdamW; with SGD all are.
+
+    Raises:
+        InputError: all parameters are fixed.
+    """
     brought = next((found for hook in hooks if (found := hook.optimizer(module, settings)) is not None), None)
     if brought is not None:
         return brought
     free = [p for p in module.parameters() if p.requires_grad]
+    if not free:
+        raise InputError("nothing can be trained: no parameter of the model requires a gradient")
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
             free, settings.lr, settings.momentum,

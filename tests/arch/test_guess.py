@@ -11,6 +11,7 @@ import torch
 from prunecli.arch.registry import BUILTIN, build
 from prunecli.arch.spec import parse
 from prunecli.errors import ArchError
+from prunecli.inputs import Argument
 from prunecli.model import Opening, open_model
 from prunecli.pipeline.analyze import analyze
 
@@ -29,7 +30,7 @@ def test_torchvision_with_ten_classes(name: str, nest: str, tmp_path: Path) -> N
     torch.save(NESTS[nest](state), tmp_path / "m.pt")
     model = open_model(str(tmp_path / "m.pt"))
     assert str(model.arch) == f"torchvision:{name}?num_classes=10"
-    assert model.input == (1, 3, 224, 224)
+    assert model.inputs == (Argument((1, 3, 224, 224)),)
     assert all(torch.equal(model.module.state_dict()[n], t) for n, t in state.items())
 
 
@@ -38,7 +39,7 @@ def test_every_built_in_network(name: str, tmp_path: Path) -> None:
     torch.save(build(parse(f"{name}?num_classes=7")).state_dict(), tmp_path / "m.pt")
     model = open_model(str(tmp_path / "m.pt"))
     assert str(model.arch) == f"{name}?num_classes=7"
-    assert model.input == BUILTIN[name][1]
+    assert model.inputs == (Argument(BUILTIN[name][1]),)
 
 
 def test_a_warm_guess_takes_under_a_second(tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_users_file_is_imported_only_when_named(tmp_path: Path) -> None:
     net.write_text(
         "from torch import nn\ndef build(width=4):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, width))\n"
     )
-    model = open_model(f"{net}:build?width=6", Opening(input_shape=(1, 3, 2, 2)))
+    model = open_model(f"{net}:build?width=6", Opening(inputs=(Argument((1, 3, 2, 2)),)))
     assert model.module[1].out_features == 6
 
 

@@ -19,6 +19,7 @@ from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.checkpoint.read import read
 from prunecli.errors import CheckpointError, UnsafeFileError
+from prunecli.inputs import Argument
 from prunecli.model import Opening, open_model
 
 State = dict[str, Tensor]
@@ -136,8 +137,8 @@ class Wrapping(nn.Module):
 def test_names_that_are_the_models_own_stay(arch: str, prefix: str, note: str, tmp_path: Path) -> None:
     """A prefix may be a wrapper's or the model's; weight norm may be left over or in use."""
     (tmp_path / "net.py").write_text(WRAPPING)
-    opening = Opening(arch=f"{tmp_path / 'net.py'}:{arch}", input_shape=(1, 3, 8, 8))
-    fresh = open_model(opening.arch, Opening(input_shape=(1, 3, 8, 8))).module
+    opening = Opening(arch=f"{tmp_path / 'net.py'}:{arch}", inputs=(Argument((1, 3, 8, 8)),))
+    fresh = open_model(opening.arch, Opening(inputs=(Argument((1, 3, 8, 8)),))).module
     path = tmp_path / "weights.pt"
     torch.save({f"{prefix}{name}": t for name, t in fresh.state_dict().items()}, path)
     opened = open_model(str(path), opening)
@@ -237,7 +238,7 @@ def test_a_hugging_face_folder_is_a_model(tmp_path: Path) -> None:
     saved = transformers.ViTForImageClassification(config).eval()
     saved.save_pretrained(tmp_path)
     opened = open_model(str(tmp_path))
-    assert opened.input == (1, 3, 32, 32)
+    assert opened.inputs == (Argument((1, 3, 32, 32)),)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(opened.module(images).logits, saved(images).logits)

@@ -56,7 +56,10 @@ def _files(folder: Path) -> None:
     state = _state()
     state["linear.weight"] = torch.zeros(10, 63)
     torch.save(state, folder / "wrong-shape.pt")
-    (folder / "net.py").write_text("import torch\ndef build(): return 3\ndef broken(): raise RuntimeError('no')\n")
+    (folder / "net.py").write_text(
+        "import torch\ndef build(): return 3\n"
+        "def broken(): raise RuntimeError('no')\ndef leaves(): raise SystemExit(3)\n"
+    )
     (folder / "frozen.py").write_text(
         "from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
     )
@@ -100,6 +103,7 @@ CASES: dict[str, list[str]] = {
     "no-arch-grammar": ["analyze", "good.pt", "--arch", "net.py:"],
     "arch-returns-no-module": ["analyze", "good.pt", "--arch", "net.py:build"],
     "arch-fails": ["analyze", "good.pt", "--arch", "net.py:broken"],
+    "arch-leaves": ["analyze", "good.pt", "--arch", "net.py:leaves"],
     "arch-no-function": ["analyze", "good.pt", "--arch", "net.py:make"],
     "shape-mismatch": ["analyze", "wrong-shape.pt", "--arch", "cifar_resnet20"],
     "prune-without-arch": ["prune", "unknown.pt", "--recipe", "strip", "-o", "out.safetensors"],

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from prunecli.graph.channels import Channels, trace
 from prunecli.graph.tape import Example
+from prunecli.inputs import Argument
 from prunecli.model import Opening, open_model
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.attention import FewerHeads, allow_fewer_heads
@@ -157,7 +158,7 @@ def test_attributes_change_only_where_they_hold_the_old_size() -> None:
 def test_wrapped_models_are_unwrapped(wrap: object, tmp_path: Path) -> None:
     path = tmp_path / "wrapped.pt"
     torch.save(wrap(nn.Sequential(nn.Linear(4, 3))), path)  # type: ignore[operator]
-    model = open_model(str(path), Opening(trust=True, input_shape=(1, 4)))
+    model = open_model(str(path), Opening(trust=True, inputs=(Argument((1, 4)),)))
     assert type(model.module) is nn.Sequential
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import prunecli
 from prunecli.graph.channels import Channels, trace
 from prunecli.graph.tape import Example
+from prunecli.inputs import Argument
 from prunecli.model import Opening, open_model
 from prunecli.recipe.load import validate
 from prunecli.surgery.apply import cut, masked
@@ -121,7 +122,7 @@ def network(tmp_path: Path) -> str:
 
 
 def test_a_transformer_loses_a_part_of_its_embedding(tmp_path: Path) -> None:
-    module = open_model(network(tmp_path), Opening(input_shape=(1, 3, 8, 8))).module.double()
+    module = open_model(network(tmp_path), Opening(inputs=(Argument((1, 3, 8, 8)),))).module.double()
     example = Example((torch.randn(2, 3, 8, 8).double(),))
     reference, smaller, channels = halved(module, example)
     assert smaller.patches.out_channels == 8
@@ -133,7 +134,7 @@ def test_a_transformer_loses_a_part_of_its_embedding(tmp_path: Path) -> None:
 
 def test_the_reference_is_not_the_model_with_zeros(tmp_path: Path) -> None:
     """Zeros would still count in the mean: the proof has to know better."""
-    module = open_model(network(tmp_path), Opening(input_shape=(1, 3, 8, 8))).module.double()
+    module = open_model(network(tmp_path), Opening(inputs=(Argument((1, 3, 8, 8)),))).module.double()
     example = Example((torch.randn(2, 3, 8, 8).double(),))
     reference, smaller, _ = halved(module, example)
     assert compare(reference.module, smaller, [example], torch.float64).max_rel_error > 1e-3
@@ -152,7 +153,7 @@ def test_by_recipe(through_norms: bool, tmp_path: Path) -> None:
 
 
 def test_strip_never_goes_through_a_norm(tmp_path: Path) -> None:
-    module = open_model(network(tmp_path), Opening(input_shape=(1, 3, 8, 8))).module.double()
+    module = open_model(network(tmp_path), Opening(inputs=(Argument((1, 3, 8, 8)),))).module.double()
     with torch.no_grad():
         for part in (module.patches, module.blocks[0].mlp[2], module.blocks[1].mlp[2]):
             part.weight[3], part.bias[3] = 0, 0

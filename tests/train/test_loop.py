@@ -77,6 +77,11 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
         Trainer(DATA, Train(epochs=1), saver=Saver(tmp_path / "state", "two", resume=True)).fit(net())
 
 
+def test_a_model_of_fixed_parameters_is_refused() -> None:
+    with pytest.raises(InputError, match="no parameter of the model requires a gradient"):
+        Trainer(DATA, Train(epochs=1)).fit(net().requires_grad_(requires_grad=False))
+
+
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(b"torn")
     with pytest.raises(InputError, match="cannot be read"):

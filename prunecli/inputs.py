@@ -1,0 +1,72 @@
+"""The tensors that a forward pass takes, as text and as JSON. No torch here.
+
+``1x3x224x224``; several in the order of the arguments, with a dtype where they are not of the parameters' own:
+``1x16:int64,1x16:int64``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from prunecli.units import parse_shape
+
+DTYPES = frozenset({"float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"})
+LARGEST = 2**28  # numbers in one tensor; a file that asks for more is damaged or hostile
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One tensor: its shape, batch included, and its dtype; that of the parameters where it is empty."""
+
+    shape: tuple[int, ...]
+    dtype: str = ""
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"{shape}:{self.dtype}" if self.dtype else shape
+
+
+Inputs = tuple[Argument, ...]
+
+
+def parse_inputs(text: str) -> Inputs:
+    """One argument after another.
+
+    >>> parse_inputs("1x16:int64,1x4")
+    (Argument(shape=(1, 16), dtype='int64'), Argument(shape=(1, 4), dtype=''))
+
+    Raises:
+        ValueError: `text` is anything else.
+    """
+    return tuple(_argument(part) for part in text.split(","))
+
+
+def _argument(text: str) -> Argument:
+    shape, colon, dtype = text.partition(":")
+    if colon and dtype not in DTYPES:
+        raise ValueError(f"{text!r}: unknown dtype {dtype!r} (known: {', '.join(sorted(DTYPES))})")
+    return Argument(parse_shape(shape), dtype)
+
+
+def shown(inputs: Inputs) -> str:
+    """As `parse_inputs` reads it."""
+    return ",".join(map(str, inputs))
+
+
+def to_json(inputs: Inputs) -> list[int] | str:
+    """The sizes where there is one tensor in the dtype of the parameters, text otherwise."""
+    return list(inputs[0].shape) if len(inputs) == 1 and not inputs[0].dtype else shown(inputs)
+
+
+def from_json(value: Any) -> Inputs:
+    """What `to_json` gave.
+
+    Raises:
+        TypeError, ValueError: it gives no such thing, or asks for tensors that no machine holds.
+    """
+    inputs = parse_inputs(value) if isinstance(value, str) else (Argument(tuple(int(size) for size in value)),)
+    if not all(0 < math.prod(argument.shape) <= LARGEST and min(argument.shape) > 0 for argument in inputs):
+        raise ValueError(f"an input of {value}")
+    return inputs
