@@ -38,14 +38,7 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
         return copy.deepcopy(module, memo)
     twin = kind.__new__(kind)
     memo[id(module)] = twin
-    values = {
-        name: v
-        if (kind_of := type(v)) in _ATOMS
-        else kind_of()
-        if kind_of in _CONTAINERS and not v
-        else _value(v, memo)
-        for name, v in state.items()
-    }
+    values = {name: v if type(v) in _ATOMS else _value(v, memo) for name, v in state.items()}
     if parametrized:  # as torch copies them: their state may be no argument
         vars(twin).update(values)
     else:
@@ -83,6 +76,8 @@ def _inherited(kind: Any) -> set[str]:
 def _value(value: Any, memo: Memo) -> Any:
     """The copy of one attribute."""
     kind = type(value)
+    if kind in _CONTAINERS and not value:
+        return kind()
     known = memo.get(id(value))
     if known is not None:
         return known
