@@ -32,7 +32,7 @@ Inputs = tuple[Argument, ...]
 
 
 def parse_inputs(text: str) -> Inputs:
-    """One argument after another.
+    """One argument after another. Among several, a number alone needs a dtype: ``3,32,32`` is a shape gone wrong.
 
     >>> parse_inputs("1x16:int64,1x4")
     (Argument(shape=(1, 16), dtype='int64'), Argument(shape=(1, 4), dtype=''))
@@ -40,7 +40,10 @@ def parse_inputs(text: str) -> Inputs:
     Raises:
         ValueError: `text` is anything else.
     """
-    return tuple(_argument(part) for part in text.split(","))
+    parts = text.split(",")
+    if len(parts) > 1 and any(part.isdecimal() for part in parts):
+        raise ValueError(f"{text!r} is not a shape such as 1x3x32x32")
+    return tuple(_argument(part) for part in parts)
 
 
 def _argument(text: str) -> Argument:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.arch.guess import guess
+from prunecli.arch.hugging_face import Configured
 from prunecli.arch.registry import arguments, build, default_input, skeleton
 from prunecli.arch.spec import ArchSpec, parse
 from prunecli.checkpoint.journal import Journal
@@ -219,10 +220,10 @@ def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], openin
     if spec is not None:
         module = filled(spec, checkpoint.state, journal, path)
     else:
-        make = _configured(path, container["config"])
+        known = Configured(checkpoint.path, container["config"])
         with skeleton():
-            module = make()
-        module = _filled(module, make, checkpoint.state, journal, f"{path} as {type(module).__name__}")
+            module = known.build()
+        module = _filled(module, known.build, checkpoint.state, journal, str(known))
     return _model(checkpoint, module, spec, journal, inputs)
 
 
@@ -246,57 +247,9 @@ def _named_in(container: Mapping[str, Any], path: Path, asked: str | None) -> Ar
     return spec
 
 
-def _transformers_class(path: str, config: Mapping[str, Any]) -> Any:
-    """The class that a configuration names, from installed code only.
-
-    Raises:
-        ArchError: transformers is missing, or has no such class.
-    """
-    try:
-        import transformers
-    except ImportError:
-        raise ArchError("transformers is not installed", hint="pip install 'prunecli[hf]'") from None
-    name = next(iter(config.get("architectures") or []), None)
-    kind = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
-        raise ArchError(f"{path}: transformers has no class {name!r}")
-    transformers.utils.logging.disable_progress_bar()
-    return kind
-
-
-def _configured(path: str, config: Mapping[str, Any]) -> Callable[[], nn.Module]:
-    """Makes what a configuration of transformers says, without its weights."""
-    kind = _transformers_class(path, config)
-
-    def make() -> nn.Module:
-        try:
-            module: nn.Module = kind(kind.config_class.from_dict(dict(config)))
-        except Exception as error:  # transformers has no common base for its errors
-            raise ArchError(f"{path} as {kind.__name__}: {error}") from error
-        return module
-
-    return make
-
-
 def _from_config(checkpoint: Checkpoint, config: Mapping[str, Any], opening: Opening) -> Model:
-    """A Hugging Face folder: transformers builds the class that its config names, from installed code only.
-
-    transformers fills it too, since it keeps other names on disk than in memory for some models.
-    """
-    kind = _transformers_class(str(checkpoint.path), config)
-    what = f"{checkpoint.path} as {kind.__name__}"
-    try:
-        module, found = kind.from_pretrained(
-            str(checkpoint.path), use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except Exception as error:  # transformers has no common base for its errors
-        raise ArchError(f"{what}: {error}") from error
-    if missing := sorted(found["missing_keys"]):  # transformers would fill them with random numbers
-        raise ArchError(f"{what}: {len(missing)} tensors are missing: {', '.join(missing[:3])}")
-    size, channels = config.get("image_size", 224), config.get("num_channels", 3)
-    text = getattr(module, "main_input_name", "") == "input_ids"
-    default = Argument((1, 16), "int64") if text else Argument((1, channels, size, size))
-    return _model(checkpoint, module, None, Journal(), opening.inputs or (default,))
+    known = Configured(checkpoint.path, config)
+    return _model(checkpoint, known.filled(), None, Journal(), opening.inputs or known.inputs())
 
 
 def _inputs(spec: ArchSpec | None, module: nn.Module, asked: Inputs | None) -> Inputs:

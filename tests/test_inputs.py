@@ -33,7 +33,7 @@ def build():
 """
 
 
-@pytest.mark.parametrize("text", ["1x3x32x32", "1x16:int64", "1x16:int64,1x4", "2,3x4:bool"])
+@pytest.mark.parametrize("text", ["1x3x32x32", "1x16:int64", "1x16:int64,1x4", "2:float32,3x4:bool"])
 def test_text_and_json_round_trips(text: str) -> None:
     inputs = parse_inputs(text)
     assert shown(inputs) == text
@@ -45,7 +45,7 @@ def test_one_tensor_of_the_parameters_dtype_is_a_list_of_sizes() -> None:
     assert to_json((Argument((1, 3), "int64"),)) == "1x3:int64"
 
 
-@pytest.mark.parametrize("text", ["", "1x", "1x3,", "0x3", "1x3:int63", "1x3:float32:x", "x=1x3"])
+@pytest.mark.parametrize("text", ["", "1x", "3,32,32", "1x3,5", "1x3,", "0x3", "1x3:int63", "1x3:float32:x", "x=1x3"])
 def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a shape|unknown dtype"):
         parse_inputs(text)

@@ -45,7 +45,12 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
     "another architecture": lambda f: f.update(arch="cifar_resnet20"),
     "an architecture that is code": lambda f: f.update(arch="os:system"),
     "no architecture": lambda f: f.update(arch=None),
+    "a configuration of code": lambda f: f.update(arch=None, config={"architectures": ["pipeline"]}),
+    "a configuration of nothing": lambda f: f.update(arch=None, config={"architectures": 5}),
+    "another configuration": lambda f: f.update(arch=None, config={"architectures": ["BertModel"], "hidden_size": 8}),
+    "a configuration that is text": lambda f: f.update(arch=None, config="BertModel"),
     "an endless input": lambda f: f.update(input=[1, 1, 10**9, 10**9]),
+    "several endless inputs": lambda f: f.update(input="1x9:int64,1x99999999999"),
     "an input that is text": lambda f: f.update(input="large"),
     "an alias of nothing": lambda f: f.update(aliases={"head.weight": "gone"}),
 }

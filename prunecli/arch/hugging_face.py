@@ -1,0 +1,84 @@
+"""Networks of transformers: what a configuration names, from installed code only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunecli.errors import ArchError
+from prunecli.inputs import Argument, Inputs
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A network that a configuration of transformers describes.
+
+    Attributes:
+        path: the file or folder that holds the configuration.
+        config: what is in it.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.path} as {self._kind.__name__}"
+
+    @cached_property
+    def _kind(self) -> Any:
+        try:
+            import transformers
+        except ImportError:
+            raise ArchError("transformers is not installed", hint="pip install 'prunecli[hf]'") from None
+        names = self.config.get("architectures")
+        name = names[0] if isinstance(names, list) and names else None
+        kind = getattr(transformers, name, None) if isinstance(name, str) else None
+        if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+            raise ArchError(f"{self.path}: transformers has no class {name!r}")
+        transformers.utils.logging.disable_progress_bar()
+        return kind
+
+    def build(self) -> nn.Module:
+        """The network with random weights.
+
+        Raises:
+            ArchError: transformers is missing, has no such class or does not accept the configuration.
+        """
+        try:
+            module: nn.Module = self._kind(self._kind.config_class.from_dict(dict(self.config)))
+        except ArchError:
+            raise
+        except Exception as error:  # transformers has no common base for its errors
+            raise ArchError(f"{self}: {error}") from error
+        return module
+
+    def filled(self) -> nn.Module:
+        """The network with the weights of the folder: it may keep other names on disk than in memory.
+
+        Raises:
+            ArchError: as `build`, or weights are missing, which transformers would fill with random numbers.
+        """
+        try:
+            module, found = self._kind.from_pretrained(
+                str(self.path), use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+        except ArchError:
+            raise
+        except Exception as error:
+            raise ArchError(f"{self}: {error}") from error
+        if missing := sorted(found["missing_keys"]):
+            raise ArchError(f"{self}: {len(missing)} tensors are missing: {', '.join(missing[:3])}")
+        filled: nn.Module = module
+        return filled
+
+    def inputs(self) -> Inputs:
+        """Words for networks of text, an image for all others."""
+        if getattr(self._kind, "main_input_name", "") == "input_ids":
+            return (Argument((1, 16), "int64"),)
+        size, channels = self.config.get("image_size", 224), self.config.get("num_channels", 3)
+        return (Argument((1, channels, size, size)),)
