@@ -147,6 +147,8 @@ def _along_zero(field: Tensor | None, read: Read) -> Bools:
         return np.zeros(1, dtype=np.bool_)
     zero = field == 0
     if read.groups > 1 and read.b_label.axis == 1:
+        # the field of a computed weight has extent 1 where it does not vary
+        zero = zero.expand(max(read.groups, len(zero)), read.b_label.ids.shape[1], *zero.shape[2:])
         per_group = zero.reshape(read.groups, -1, *zero.shape[1:]).flatten(3).all(3).all(1)
         return np.asarray(per_group.reshape(-1).numpy())
     label = read.b_label

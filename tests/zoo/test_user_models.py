@@ -88,6 +88,14 @@ def test_strip_is_exact(name: str, share: float) -> None:
     assert compare(module, result.module, tests, torch.float64).max_rel_error <= 1e-12
 
 
+def test_a_computed_weight_that_is_zero() -> None:
+    module = built("Modulated")
+    module.get_parameter("weight").data.zero_()
+    pair = random_example(EXAMPLE, 0, batch=2)
+    result = strip(module, pair)
+    assert compare(module, result.module, [pair], torch.float64).max_rel_error <= 1e-12
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_random_cuts_run(name: str) -> None:
     module = built(name)

@@ -475,6 +475,20 @@ class RegionsOfInterest(Base):
 
 
 @model
+class Modulated(Base):
+    """Every image has weights of its own, computed and laid side by side in a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.style, self.weight = nn.Linear(16, 16), nn.Parameter(torch.randn(1, 16, 16, 3, 3) / 12)
+
+    def middle(self, x: Tensor) -> Tensor:
+        n, _, h, w = x.shape
+        weights = self.weight * (self.style(x.mean((2, 3))).view(n, 1, -1, 1, 1) + 1)
+        return F.conv2d(x.reshape(1, -1, h, w), weights.flatten(0, 1), padding=1, groups=n).view(n, -1, h, w)
+
+
+@model
 class Fourier(Base):
     def __init__(self) -> None:
         super().__init__()
