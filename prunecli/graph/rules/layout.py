@@ -169,7 +169,7 @@ def view_as_complex(call: Call, book: Book) -> list[Labels]:
     """The last dim is the two parts of a complex number."""
     last = len(call.out_shapes[0])
     book.freeze(tuple(label for label in call.labels(0) if label.axis == last), NOT_A_CHANNEL)
-    kept = (label for label in call.labels(0) if last not in (label.axis, *label.index_dims))
+    kept = (book.align(label) if last in label.index_dims else label for label in call.labels(0) if label.axis != last)
     return [tuple(Label(label.ids.squeeze(-1), label.axis) for label in kept)]
 
 
