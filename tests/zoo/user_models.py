@@ -550,3 +550,20 @@ class AcrossHeads(Base):
         heads = self.value(x).unflatten(1, (4, -1))
         padded, best = F.pad(heads, (0, 0, 0, 0, 0, 0, 1, 0)), heads.topk(2, 1).values
         return self.mix(torch.cat([heads.softmax(1), padded, best], 1).flatten(1, 2))
+
+
+@model
+class Messages(Base):
+    """Nodes of a graph send what they hold along edges."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.message = nn.Linear(16, 24)
+        self.update = nn.Linear(24, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        nodes = x.flatten(2).transpose(1, 2)
+        sources, targets = torch.arange(64), torch.arange(64).flip(0) // 2
+        sent = self.message(nodes[:, sources])
+        received = torch.zeros(len(x), 64, 24, dtype=x.dtype, device=x.device).index_add(1, targets, sent)
+        return (nodes + self.update(received)).mean(1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from prunecli.graph.labels import Book, Label, Labels, Pad, along
-from prunecli.graph.rules.call import Call, rule
+from prunecli.graph.rules.call import RULES, Call, rule
 from prunecli.graph.tape import Ref
 
 
@@ -68,6 +68,23 @@ def stack(call: Call, book: Book) -> list[Labels]:
         else:
             book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
     return [book.merge(shared, f"two widths meet at {call.op.where}")]
+
+
+def written_rows(call: Call, book: Book) -> list[Labels]:
+    """Rows of a source are written, or added, to rows of a tensor; along the other dims both share their channels."""
+    ndim = len(call.out_shapes[0])
+    dim = int(call.op.args[1]) % max(ndim, 1)
+    refs = [ref for ref in (call.ref(0), call.ref(3)) if ref is not None]
+    shared = []
+    for label in (label for ref in refs for label in call.known.get(ref.index, ())):
+        if dim not in (label.axis, *label.index_dims) and all(_has_axis(call, ref, label.axis) for ref in refs):
+            shared.append(label)
+        else:
+            book.freeze((label,), f"meets rows of fixed size at {call.op.where}")
+    return [book.merge(shared, f"two widths meet at {call.op.where}")]
+
+
+RULES |= dict.fromkeys(("aten.index_add", "aten.index_add_", "aten.index_copy", "aten.index_copy_"), written_rows)
 
 
 def _has_axis(call: Call, ref: Ref, axis: int) -> bool:
