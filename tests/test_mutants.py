@@ -107,7 +107,7 @@ MUTANTS = {
     ),
     "other heads of what is left are not noticed": Mutant(
         "surgery/trial.py",
-        "        return any(a != b for dim, (a, b) in pairs if dim not in free)",
+        "        return any(a != b for a, b in zip(expected, self.tape.shapes[new], strict=False))",
         "        return False",
         "surgery/test_attention.py::test_other_heads_of_what_is_left_are_noticed",
     ),
@@ -116,6 +116,12 @@ MUTANTS = {
         "                if numbers != others:",
         "                if False:",
         "surgery/test_attention.py::test_a_scale_that_follows_the_width_is_noticed",
+    ),
+    "a size that follows that of another tensor is not noticed": Mutant(
+        "surgery/trial.py",
+        "            expected[label.axis] = len(channels) - int(self.removed[channels].sum())",
+        "            expected[label.axis] = [*self.tape.shapes[new], 0, 0, 0][label.axis]",
+        "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[WrittenRow]",
     ),
     "other channels in a part are not noticed": Mutant(
         "surgery/trial.py",

@@ -87,7 +87,10 @@ class _Trial:
         return Trouble(f"the outputs change their shape from {before} to {after}")
 
     def sizes(self) -> Trouble | None:
-        """Dims that hold no channels keep their size: a literal head width would make other heads of what is left."""
+        """Dims have as many positions as channels that stay, those without channels as many as before.
+
+        A literal head width would make other heads of what is left; a size that follows another tensor's, less of it.
+        """
         if self.data_decides:
             return None
         used = {ref.index for op in self.channels.tape.ops for ref in op.refs}
@@ -96,14 +99,16 @@ class _Trial:
             for old, new in itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs):
                 values = zip(old.outputs, new.outputs, strict=False)
                 if any(self._resized(*pair) for pair in values if pair[0] in used):
-                    return Trouble(f"a dim that holds no channels changes its size at {old.where}", path)
+                    return Trouble(f"a dim changes its size otherwise than its channels at {old.where}", path)
         return None
 
     def _resized(self, old: int, new: int) -> bool:
-        """Whether a value has another size along a dim that holds no channels."""
-        free = {label.axis for label in self.channels.labels.get(old, ())}
-        pairs = enumerate(zip(self.channels.tape.shapes[old], self.tape.shapes[new], strict=False))
-        return any(a != b for dim, (a, b) in pairs if dim not in free)
+        """Whether a value has another size along some dim than the channels there say."""
+        expected = list(self.channels.tape.shapes[old])
+        for label in self.channels.labels.get(old, ()):
+            channels = self.channels.of(label.rows()[0])
+            expected[label.axis] = len(channels) - int(self.removed[channels].sum())
+        return any(a != b for a, b in zip(expected, self.tape.shapes[new], strict=False))
 
     def numbers(self) -> Trouble | None:
         """Factors and summands stay: a scale that follows the width would change them."""

@@ -138,7 +138,7 @@ def test_other_heads_of_what_is_left_are_noticed() -> None:
     channels = trace(module, example)
     trouble = trial(module, example, channels, halves(channels))
     assert trouble is not None
-    assert trouble.reason.startswith("a dim that holds no channels changes its size")
+    assert trouble.reason.startswith("a dim changes its size otherwise than its channels")
     whole = survey(module, example)
     removed = halves(whole)
     smaller, _ = cut(module, whole, removed)

@@ -567,3 +567,17 @@ class Messages(Base):
         sent = self.message(nodes[:, sources])
         received = torch.zeros(len(x), 64, 24, dtype=x.dtype, device=x.device).index_add(1, targets, sent)
         return (nodes + self.update(received)).mean(1)
+
+
+@model
+class WrittenRow(Base):
+    """As many values are written as another tensor has channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Linear(16, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        first = torch.zeros(len(x), 1, x.shape[1], dtype=torch.int64, device=x.device)
+        return self.value(rows).scatter(1, first, 0.5).mean(1)
