@@ -127,7 +127,7 @@ MUTANTS = {
         "surgery/trial.py",
         "            if self._known(stay) != self._known(here):",
         "            if False:",
-        "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[LiteralParts]",
+        "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[InPlacePart]",
     ),
     "tensors without a device make the trace need data": Mutant(
         "graph/tape.py",

@@ -20,7 +20,7 @@ EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
 WHOLE = {
     "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy", "Shuffled", "Normed",
     "MultiHead", "DictOutput", "EncoderLayer", "LiteralGroups", "LiteralSplit", "LiteralParts",
-    "InPlacePart", "WrittenRow",
+    "WrittenRow",
 }  # fmt: skip
 
 
