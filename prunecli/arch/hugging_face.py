@@ -49,10 +49,9 @@ class Configured:
         Raises:
             ArchError: transformers is missing, has no such class or does not accept the configuration.
         """
+        kind = self._kind
         try:
-            module: nn.Module = self._kind(self._kind.config_class.from_dict(dict(self.config)))
-        except ArchError:
-            raise
+            module: nn.Module = kind(kind.config_class.from_dict(dict(self.config)))
         except Exception as error:  # transformers has no common base for its errors
             raise ArchError(f"{self}: {error}") from error
         return module
@@ -63,12 +62,11 @@ class Configured:
         Raises:
             ArchError: as `build`, or weights are missing, which transformers would fill with random numbers.
         """
+        kind = self._kind
         try:
-            module, found = self._kind.from_pretrained(
+            module, found = kind.from_pretrained(
                 str(self.path), use_safetensors=True, local_files_only=True, output_loading_info=True
             )
-        except ArchError:
-            raise
         except Exception as error:
             raise ArchError(f"{self}: {error}") from error
         if missing := sorted(found["missing_keys"]):

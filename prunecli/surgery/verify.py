@@ -73,22 +73,29 @@ def verify(
     """
     result = compare(reference, smaller, examples, dtype)
     if result.max_rel_error > TOLERANCE[dtype]:
-        broken = [name for name, weight in reference.named_parameters() if not bool(weight.isfinite().all())]
-        if broken:
-            raise VerificationError(
-                f"{broken[0]} holds numbers that are not finite, so that nothing can be shown to be equal; "
-                "nothing was written",
-                hint="did its training diverge? take an earlier checkpoint",
-            )
-        if compare(reference, reference, examples, dtype).max_abs_error:
-            raise VerificationError(
-                "the model gives other outputs for the same input, so that nothing can be shown to be equal; "
-                "nothing was written",
-                hint="its forward pass draws random numbers in eval mode",
-            )
-        raise VerificationError(
-            f"the smaller model differs from the masked one by {result.max_rel_error:.2e} of its largest output "
-            f"(allowed {TOLERANCE[dtype]:.0e}); nothing was written",
-            hint="report this network; meanwhile exclude its layers with method.exclude",
-        )
+        raise _refusal(reference, examples, dtype, result)
     return result
+
+
+def _refusal(
+    reference: nn.Module, examples: Sequence[Example], dtype: torch.dtype, result: Verified
+) -> VerificationError:
+    """Why equality is not shown: the model's own numbers, its random outputs, or the cut."""
+    broken = [name for name, weight in reference.named_parameters() if not bool(weight.isfinite().all())]
+    if broken:
+        return VerificationError(
+            f"{broken[0]} holds numbers that are not finite, so that nothing can be shown to be equal; "
+            "nothing was written",
+            hint="did its training diverge? take an earlier checkpoint",
+        )
+    if compare(reference, reference, examples, dtype).max_abs_error:
+        return VerificationError(
+            "the model gives other outputs for the same input, so that nothing can be shown to be equal; "
+            "nothing was written",
+            hint="its forward pass draws random numbers in eval mode",
+        )
+    return VerificationError(
+        f"the smaller model differs from the masked one by {result.max_rel_error:.2e} of its largest output "
+        f"(allowed {TOLERANCE[dtype]:.0e}); nothing was written",
+        hint="report this network; meanwhile exclude its layers with method.exclude",
+    )

@@ -61,13 +61,8 @@ def stack(call: Call, book: Book) -> list[Labels]:
     refs = [r for r in call.op.args[0] if isinstance(r, Ref)]
     ndim = len(call.out_shapes[0])
     dim = int(call.op.args[1]) % ndim if len(call.op.args) > 1 else 0
-    shared: list[Label] = []
-    for label in (label for ref in refs for label in call.known.get(ref.index, ())):
-        if all(_has_axis(call, ref, label.axis) for ref in refs):
-            shared.append(Label(label.ids.unsqueeze(dim), label.axis + (label.axis >= dim)))
-        else:
-            book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
-    return [book.merge(shared, f"two widths meet at {call.op.where}")]
+    lifted = [Label(label.ids.unsqueeze(dim), label.axis + (label.axis >= dim)) for label in _common(call, book, refs)]
+    return [book.merge(lifted, f"two widths meet at {call.op.where}")]
 
 
 def written_rows(call: Call, book: Book) -> list[Labels]:
@@ -75,16 +70,21 @@ def written_rows(call: Call, book: Book) -> list[Labels]:
     ndim = len(call.out_shapes[0])
     dim = int(call.op.args[1]) % max(ndim, 1)
     refs = [ref for ref in (call.ref(0), call.ref(3)) if ref is not None]
+    return [book.merge(_common(call, book, refs, dim), f"two widths meet at {call.op.where}")]
+
+
+RULES |= dict.fromkeys(("aten.index_add", "aten.index_add_", "aten.index_copy", "aten.index_copy_"), written_rows)
+
+
+def _common(call: Call, book: Book, refs: list[Ref], dim: int | None = None) -> list[Label]:
+    """Labels along dims where every operand has one, `dim` excepted; the others are frozen."""
     shared = []
     for label in (label for ref in refs for label in call.known.get(ref.index, ())):
         if dim not in (label.axis, *label.index_dims) and all(_has_axis(call, ref, label.axis) for ref in refs):
             shared.append(label)
         else:
-            book.freeze((label,), f"meets rows of fixed size at {call.op.where}")
-    return [book.merge(shared, f"two widths meet at {call.op.where}")]
-
-
-RULES |= dict.fromkeys(("aten.index_add", "aten.index_add_", "aten.index_copy", "aten.index_copy_"), written_rows)
+            book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
+    return shared
 
 
 def _has_axis(call: Call, ref: Ref, axis: int) -> bool:
