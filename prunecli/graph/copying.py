@@ -38,7 +38,7 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
         return copy.deepcopy(module, memo)
     twin = kind.__new__(kind)
     memo[id(module)] = twin
-    values = {name: v if type(v) in _ATOMS else _value(v, memo) for name, v in state.items()}
+    values = _values(state, memo)
     if parametrized:  # as torch copies them: their state may be no argument
         vars(twin).update(values)
     else:
@@ -73,11 +73,23 @@ def _inherited(kind: Any) -> set[str]:
     return {name for base in kind.__mro__[:-1] for name in vars(base)}
 
 
+def _values(state: dict[Any, Any], memo: Memo) -> dict[Any, Any]:
+    """Copies of all values; most are atoms, or the empty dicts of hooks."""
+    values = {}
+    for name, value in state.items():
+        kind = type(value)
+        if kind in _ATOMS:
+            values[name] = value
+        elif kind in _CONTAINERS and not value:
+            values[name] = kind()
+        else:
+            values[name] = _value(value, memo)
+    return values
+
+
 def _value(value: Any, memo: Memo) -> Any:
     """The copy of one attribute."""
     kind = type(value)
-    if kind in _CONTAINERS and not value:
-        return kind()
     known = memo.get(id(value))
     if known is not None:
         return known
@@ -96,7 +108,7 @@ def _container(value: Any, memo: Memo) -> Any:
     twin: Any = type(value)()
     memo[id(value)] = twin  # before its items, which may hold it
     if isinstance(value, dict):
-        twin.update({name: _value(item, memo) for name, item in value.items()})
+        twin.update(_values(value, memo))
     else:
         twin.extend(_value(item, memo) for item in value)
     return twin

@@ -237,13 +237,19 @@ def route(label: Label, shape: tuple[int, ...], run: Callable[[Tensor], Tensor])
         shape: of that argument.
         run: the op.
     """
-    moved = run(torch.arange(label.ids.numel()).reshape(label.ids.shape).expand(shape))
+    count, extent = label.ids.numel(), label.ids.shape[label.axis]
+    positions = torch.arange(count)
+    moved = run(positions.reshape(label.ids.shape).expand(shape))
+    is_view = moved.untyped_storage().data_ptr() == positions.untyped_storage().data_ptr()
     for dim in range(moved.ndim):
-        if moved.stride(dim) == 0 and moved.shape[dim]:
+        if moved.shape[dim] > 1 and not (moved.stride(dim) and (is_view or _varies(moved, dim))):
             moved = moved.narrow(dim, 0, 1)
-    inner = math.prod(label.ids.shape[label.axis + 1 :])
-    along = (moved // inner) % label.ids.shape[label.axis]
-    return Route(moved, tuple(d for d in range(along.ndim) if _varies(along, d)))
+    moved = moved.clone()  # what is kept holds no more than this
+    axes = [dim for dim, size in enumerate(moved.shape) if size > 1 and moved.numel()]
+    if count > extent:
+        along = (moved // math.prod(label.ids.shape[label.axis + 1 :])) % extent
+        axes = [dim for dim in axes if _varies(along, dim)]
+    return Route(moved, tuple(axes))
 
 
 def transport(label: Label, path: Route) -> tuple[Label, list[int]] | None:
@@ -256,7 +262,9 @@ def transport(label: Label, path: Route) -> tuple[Label, list[int]] | None:
     if not path.axes:
         return None
     ids = label.ids.reshape(-1)[path.positions]
-    axes = [d for d in path.axes if _varies(ids, d)] or list(path.axes)  # copies of a batch, or of a head, are one
+    axes = [*path.axes]
+    if len(axes) > 1:  # copies of a batch, or of a head, are one
+        axes = [dim for dim in axes if _varies(ids, dim)] or axes
     return Label(ids, axes[-1]), axes
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunecli.errors import InputError
 from prunecli.graph.copying import copied, shadow
 from prunecli.graph.shapes import shortcut
-from prunecli.graph.tensors import named_tensors
+from prunecli.graph.tensors import named_tensors, submodules
 
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 
@@ -60,6 +60,12 @@ def packet_name(func: Any) -> str:
 def writes(func: Any) -> bool:
     """Whether the op changes one of its arguments."""
     return bool(func._schema.is_mutable)
+
+
+@cache
+def is_pointwise(func: Any) -> bool:
+    """Whether torch tags the op so: each position of the result depends on that position of the arguments alone."""
+    return torch.Tag.pointwise in func.tags
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +165,7 @@ def flatten(tree: Any) -> list[Any]:
 
 def output_tensors(output: Any) -> list[Tensor]:
     """Tensors among the leaves of whatever a model returned."""
-    return [t for t in flatten(output) if isinstance(t, Tensor)]
+    return [output] if isinstance(output, Tensor) else [t for t in flatten(output) if isinstance(t, Tensor)]
 
 
 def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -282,10 +288,11 @@ class _Recorder(TorchDispatchMode):
 
     @contextlib.contextmanager
     def follow_modules(self) -> Iterator[None]:
-        handles = []
-        for name, module in self._module.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
-            handles.append(module.register_forward_hook(lambda *call: self._leave(call[2]), always_call=True))
+        paths, handles = {}, []
+        for path, module in submodules(self._module):
+            paths[id(module)] = path
+            handles.append(module.register_forward_pre_hook(lambda module, _: self._enter(paths[id(module)])))
+            handles.append(module.register_forward_hook(lambda _, __, output: self._leave(output), always_call=True))
         try:
             yield
         finally:
@@ -352,11 +359,16 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
+@cache
+def _of_torch(path: str) -> bool:
+    return path.startswith(_TORCH_DIR) or path == __file__
+
+
 def _source_line() -> str:
     frame = sys._getframe(2)
     while frame.f_back is not None:
         path = frame.f_code.co_filename
-        if not path.startswith(_TORCH_DIR) and path != __file__:
+        if not _of_torch(path):
             return f"{os.path.basename(path)}:{frame.f_lineno}"
         frame = frame.f_back
     return "?"

@@ -1,4 +1,4 @@
-"""The parameters and buffers of a module."""
+"""The modules, parameters and buffers of a module, as torch's generators give them, without a generator per level."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 
-def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, then buffers; a shared tensor comes once, under its first name.
+def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Path and module, the module itself first; a shared one comes once, under its first path."""
+    found: dict[nn.Module, str] = {}
+    waiting = [("", module)]
+    while waiting:
+        path, part = waiting.pop()
+        if part not in found:
+            found[part] = path
+            prefix = f"{path}." if path else ""
+            children = part._modules
+            if children:
+                waiting += [(prefix + name, child) for name, child in reversed(children.items()) if child is not None]
+    return [(path, part) for part, path in found.items()]
 
-    Torch's own generators give the same, but walk the tree of modules for each of the two.
-    """
-    parts = [(f"{path}." if path else "", part) for path, part in module.named_modules()]
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, then buffers; a shared tensor comes once, under its first name."""
+    parts = [(f"{path}." if path else "", part) for path, part in submodules(module)]
     for kind in ("_parameters", "_buffers"):
         seen = set()
         for prefix, part in parts:
             for name, tensor in getattr(part, kind).items():
-                if tensor is not None and tensor not in seen:
-                    seen.add(tensor)
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
                     yield prefix + name, tensor

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunecli.graph.tensors import submodules
+
 
 class FewerHeads(nn.MultiheadAttention):
     """Attention with `num_heads` heads of width `head_dim`, whatever the width of the embedding."""
@@ -62,7 +64,7 @@ def _over_keys(mask: Tensor | None) -> Tensor | None:
 
 def allow_fewer_heads(module: nn.Module) -> None:
     """Exchange the class of every attention that is narrower than its embedding; what it cannot do stays as it is."""
-    for part in module.modules():
+    for _, part in submodules(module):
         if type(part) is not nn.MultiheadAttention or part.in_proj_weight is None:
             continue
         plain = part.bias_k is None and not part.add_zero_attn

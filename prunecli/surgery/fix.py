@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunecli.graph.tensors import submodules
+
 Edits = dict[str, int | list[int]]
 
 
@@ -134,7 +136,7 @@ def _plain(value: Any) -> Any:
 def edits(module: nn.Module) -> dict[str, Edits]:
     """Attributes that no longer fit the tensors, for every submodule: {path: {attribute: value}}."""
     found: dict[str, Edits] = {}
-    for path, submodule in module.named_modules():
+    for path, submodule in submodules(module):
         fixes = [fix for kind, fix in FIXES.items() if isinstance(submodule, kind)]
         named = FIXES_BY_NAME.get(f"{type(submodule).__module__}.{type(submodule).__qualname__}")
         for fix in [*fixes, *([named] if named else [])]:

@@ -15,6 +15,7 @@ from prunecli.graph.channels import Bools, Channels, Group, components, trace
 from prunecli.graph.garbage import uncollected
 from prunecli.graph.labels import Split
 from prunecli.graph.tape import Example
+from prunecli.graph.tensors import submodules
 from prunecli.surgery.fix import head_numbers
 from prunecli.surgery.plan import repair
 from prunecli.surgery.trial import Trouble, trial
@@ -25,7 +26,7 @@ Heads = dict[str, frozenset[int]]  # modules whose attention heads go as a whole
 
 def only_whole(module: nn.Module) -> Heads:
     """Torch's own attention: its scale follows from the width of a head, so that heads cannot get narrower."""
-    return {p: head_numbers(m) for p, m in module.named_modules() if isinstance(m, nn.MultiheadAttention)}
+    return {p: head_numbers(m) for p, m in submodules(module) if isinstance(m, nn.MultiheadAttention)}
 
 
 def whole_as_well(module: nn.Module, splits: Iterable[Split]) -> Heads:

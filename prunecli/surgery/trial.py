@@ -17,7 +17,8 @@ from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Ints, components, walk
 from prunecli.graph.labels import Book, Labels
-from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, record_private
+from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, is_pointwise, record_private
+from prunecli.graph.tensors import submodules
 from prunecli.surgery.apply import cut
 
 # Ops that take parts of a tensor at positions that Python code names.
@@ -48,8 +49,8 @@ def trial(module: nn.Module, example: Example, channels: Channels, removed: Bool
 
 def _rewritten(module: nn.Module, smaller: nn.Module) -> set[str]:
     """Modules that are of another class after the cut: attention that has fewer heads."""
-    kinds = {path: type(part) for path, part in module.named_modules()}
-    return {path for path, part in smaller.named_modules() if kinds[path] is not type(part)}
+    kinds = {path: type(part) for path, part in submodules(module)}
+    return {path for path, part in submodules(smaller) if kinds[path] is not type(part)}
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,7 @@ class _Trial:
 
     def _numbers(self, op: Op) -> list[float]:
         """All floats, and integers where they are neither sizes nor counts that data decides on."""
-        pointwise = torch.Tag.pointwise in op.func.tags and not self.data_decides
-        kinds = (int, float) if pointwise else (float,)
+        kinds = (int, float) if is_pointwise(op.func) and not self.data_decides else (float,)
         return [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
 
     @cached_property

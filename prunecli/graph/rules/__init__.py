@@ -13,13 +13,12 @@ Add an op to your own build with::
 
 from __future__ import annotations
 
-import torch
-
 from prunecli.errors import InputError
 from prunecli.graph.labels import Book, Labels
 from prunecli.graph.rules import convolution, join, layout, norm, pattern  # noqa: F401 - their rows
 from prunecli.graph.rules.call import RULES, Call, unknown
 from prunecli.graph.rules.pointwise import pointwise
+from prunecli.graph.tape import is_pointwise
 
 
 def apply(call: Call, book: Book) -> list[Labels]:
@@ -30,7 +29,7 @@ def apply(call: Call, book: Book) -> list[Labels]:
     """
     known = RULES.get(call.op.name)
     if known is None:
-        known = pointwise if torch.Tag.pointwise in call.op.func.tags else unknown
+        known = pointwise if is_pointwise(call.op.func) else unknown
     labels = known(call, book)
     if len(labels) != len(call.op.outputs):
         outputs = f"gives labels for {len(labels)} outputs, the op has {len(call.op.outputs)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,15 +67,52 @@ class Call:
         """The op itself on other tensors; arguments by value index."""
         args = [positions.get(a.index, a) if isinstance(a, Ref) else a for a in self.op.args]
         if self.op.name in ("aten.view", "aten._unsafe_view"):
-            source, shape = args[0], self.op.args[1]
-            assert isinstance(source, Tensor)
-            return [source.reshape(shape)]  # a view of strided positions may need a copy
+            assert isinstance(args[0], Tensor)
+            return [reshaped(args[0], self.out_shapes[0])]
         return [t for t in flatten(self.op.func(*args, **self.op.kwargs)) if isinstance(t, Tensor)]
 
     @property
     def out_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the output tensors."""
         return [self.tape.shapes[i] for i in self.op.outputs]
+
+
+def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`reshape` in which dims that were expanded stay so where they become other dims on their own: no copy is made.
+
+    Windows of a video have millions of positions, all with the channels of the first.
+    """
+    if not tensor.numel():
+        return tensor.reshape(shape)
+    small: list[int] = []
+    for dims, sizes in _factors(tuple(tensor.shape), shape):
+        repeated = all(tensor.stride(dim) == 0 or tensor.shape[dim] == 1 for dim in dims)
+        if repeated:
+            for dim in dims:
+                tensor = tensor.narrow(dim, 0, 1)
+        small += [1] * len(sizes) if repeated else sizes
+    return tensor.reshape(small).expand(shape)
+
+
+def _factors(old: tuple[int, ...], new: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
+    """The least runs of dims with the same number of positions: dims before, and sizes after."""
+    dims: list[int] = []
+    sizes: list[int] = []
+    before, after = [*enumerate(old)][::-1], [*new][::-1]
+    left, right = 1, 1
+    while before or after:
+        if before and (left <= right or not after):
+            dim, size = before.pop()
+            dims.append(dim)
+            left *= size
+        else:
+            sizes.append(after.pop())
+            right *= sizes[-1]
+        if left == right and sizes and dims:
+            yield dims, sizes
+            dims, sizes, left, right = [], [], 1, 1
+    if dims or sizes:  # a tensor of one value
+        yield dims, sizes
 
 
 def unknown(call: Call, book: Book) -> list[Labels]:

@@ -51,10 +51,10 @@ PATTERNS |= {
 
 def pattern(call: Call, book: Book, operands: tuple[int, ...], text: str) -> list[Labels]:
     """Interpret one line of `PATTERNS`; further outputs in the shape of the first are laid out like it."""
-    left, right = text.split("->")
+    sides, right = _operands(text)
     ends: dict[str, list[tuple[int, Label]]] = {}
     refs: list[tuple[Ref, Letters]] = []
-    for position, side in zip(operands, left.split(","), strict=True):
+    for position, side in zip(operands, sides, strict=True):
         ref = call.ref(position)
         if ref is not None:
             refs.append((ref, _spread(side, len(call.shape(ref)))))
@@ -66,6 +66,13 @@ def pattern(call: Call, book: Book, operands: tuple[int, ...], text: str) -> lis
     for letter, found in ends.items():
         outputs += _letter(call, book, letter, found, refs, out_letters)
     return [tuple(outputs) if shape == call.out_shapes[0] else () for shape in call.out_shapes]
+
+
+@cache
+def _operands(text: str) -> tuple[list[str], str]:
+    """The sides of a notation: one for each operand, and the result."""
+    left, right = text.split("->")
+    return left.split(","), right
 
 
 @cache
