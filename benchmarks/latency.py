@@ -1,6 +1,6 @@
 """Measured against theoretical speed-up at half of the FLOPs: dense, masked and smaller model, turn by turn.
 
-python benchmarks/latency.py [--device cuda] [--seconds 10] [NAME ...]
+python benchmarks/latency.py [--runtime onnxruntime] [--device cuda] [--seconds 10] [NAME ...]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 import prunecli
 from prunecli.cost.latency import forward, preferred_multiple, turns
+from prunecli.exporters.targets import onnx_session
 from prunecli.graph.channels import trace
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example
@@ -23,12 +24,20 @@ from prunecli.model import open_model
 from prunecli.recipe.load import validate
 from prunecli.surgery.apply import masked
 
-SETTINGS = [(1, "global"), (8, "global"), ("auto", "global"), ("auto", "uniform")]
+RUNTIMES = {"torch": forward, "onnxruntime": onnx_session}
+SETTINGS: list[tuple[int | str, str, bool]] = [  # round_to, per_layer, fold_batchnorm
+    (1, "global", False),
+    (8, "global", False),
+    ("auto", "global", False),
+    ("auto", "uniform", False),
+    ("auto", "global", True),
+]
 
 
 def main() -> None:
     """One row for each network, batch size, rounding and way to share the budget."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--runtime", choices=RUNTIMES, default="torch")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--flops", type=float, default=0.5)
@@ -36,21 +45,25 @@ def main() -> None:
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     device = torch.device(asked.device)
-    print(f"prunecli {version('prunecli')}, torch {torch.__version__}, {torch.get_num_threads()} threads, {device}")
+    runtime = RUNTIMES[asked.runtime]
+    where = f"{torch.get_num_threads()} threads, {device}, {asked.runtime}"
+    print(f"prunecli {version('prunecli')}, torch {torch.__version__}, {where}")
     print(f"round_to auto is {preferred_multiple(asked.device)} here")
     print(
-        "| network | batch | round_to | per_layer | FLOPs left | dense ms | masked ms | smaller ms "
+        "| network | batch | round_to | per_layer | folded | FLOPs left | dense ms | masked ms | smaller ms "
         "| speed-up | of theory |"
     )
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for name in asked.names:
         source = f"torchvision:{name}"
-        for multiple, share in SETTINGS:
+        for multiple, share, fold in SETTINGS:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "half.safetensors"
                 budget = {"flops": asked.flops, "per_layer": share, "device": asked.device}
                 fields = {"version": 1, "method": {"name": "magnitude"}, "budget": budget}
-                facts = prunecli.prune(validate({**fields, "strip": {"round_to": multiple}}), source, path)
+                facts = prunecli.prune(
+                    validate({**fields, "strip": {"round_to": multiple, "fold_batchnorm": fold}}), source, path
+                )
                 smaller = open_model(str(path)).module.to(device)
             dense = open_model(source)
             channels = trace(dense.module, dense.example)
@@ -62,10 +75,10 @@ def main() -> None:
             left = (facts.after.flops or 0) / (facts.before.flops or 1)
             for batch in (1, 16):
                 example = Example((torch.randn(batch, 3, 224, 224, device=device),))
-                seconds = turns([forward(m, example) for m in (whole, twin, smaller)], device, asked.seconds)
+                seconds = turns([runtime(m, example) for m in (whole, twin, smaller)], device, asked.seconds)
                 gain = float(np.median(seconds[:, 0] / seconds[:, 2]))
                 times = " | ".join(f"{1e3 * t:.1f}" for t in np.median(seconds, axis=0))
-                head = f"| {name} | {batch} | {multiple} | {share} | {left:.1%}"
+                head = f"| {name} | {batch} | {multiple} | {share} | {fold} | {left:.1%}"
                 print(f"{head} | {times} | {gain:.2f} | {gain * left:.2f} |", flush=True)
 
 

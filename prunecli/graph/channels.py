@@ -17,7 +17,6 @@ from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read,
 from prunecli.graph.rules import apply
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
 from prunecli.graph.tape import Example, Tape, record
-from prunecli.graph.tensors import named_tensors
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -151,11 +150,10 @@ def written(group: Group, channels: Channels) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def label_parameters(module: nn.Module, book: Book) -> dict[tuple[str, int], torch.Tensor]:
+def label_parameters(tape: Tape, book: Book) -> dict[tuple[str, int], torch.Tensor]:
     """A fresh id for each index of each dim longer than 1 of each parameter and buffer."""
-    sizes = {
-        (name, dim): size for name, tensor in named_tensors(module) for dim, size in enumerate(tensor.shape) if size > 1
-    }
+    shapes = ((name, tape.shapes[index]) for name, index in tape.params.items())
+    sizes = {(name, dim): size for name, shape in shapes for dim, size in enumerate(shape) if size > 1}
     return dict(zip(sizes, book.fresh(sum(sizes.values())).split([*sizes.values()]), strict=True))
 
 
@@ -193,7 +191,7 @@ def trace(
     """
     tape = record(module, example)
     book = Book(whole=whole or {}, through_norms=through_norms)
-    slots = label_parameters(module, book)
+    slots = label_parameters(tape, book)
     labels = walk(tape, slots, book)
     used = tape.used_params()
     if any(name not in used for name, _ in slots):

@@ -6,9 +6,11 @@ import contextlib
 import dataclasses
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from prunecli.graph.shapes import shortcut
 from prunecli.graph.tensors import named_tensors, submodules
 
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
+_MODULE_CALL = nn.Module._call_impl.__code__  # its frames say which module runs; hooks would cost as much as the ops
 
 
 @dataclass(frozen=True)
@@ -250,10 +253,10 @@ def _record(module: nn.Module, example: Example, train: bool) -> Tape:
         recorder.value_of(t) for t in flatten((example.args, dict(example.kwargs))) if isinstance(t, Tensor)
     )
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused(), recorder.follow_modules(), recorder:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused(), recorder:
             output = module(*example.args, **example.kwargs)
     except Exception as error:  # the user's forward may raise anything
-        raise ForwardError(error, recorder.failed) from error
+        raise ForwardError(error, recorder.module_of(error)) from error
     recorder.tape.outputs = tuple(recorder.value_of(t) for t in output_tensors(output))
     return recorder.tape
 
@@ -279,35 +282,31 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = Tape()
-        self._module = module
-        self.failed = ""
-        self._stack: list[str] = []
+        self._paths = {id(part): path for path, part in submodules(module)}
         self._current: dict[int, int] = {}  # id(tensor) -> its newest value
         self._alive: list[Tensor] = []  # ids stay unique while the tensors live
         self._aliases: dict[int, list[Tensor]] = {}  # storage -> tensors that look at it
 
-    @contextlib.contextmanager
-    def follow_modules(self) -> Iterator[None]:
-        paths, handles = {}, []
-        for path, module in submodules(self._module):
-            paths[id(module)] = path
-            handles.append(module.register_forward_pre_hook(lambda module, _: self._enter(paths[id(module)])))
-            handles.append(module.register_forward_hook(lambda _, __, output: self._leave(output), always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def module_of(self, error: Exception) -> str:
+        """Path of the innermost module that was running when the error was raised."""
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        return next((path for frame in reversed(frames) if (path := self._module_in(frame)) is not None), "")
 
-    def _enter(self, name: str) -> None:
-        self.failed = ""
-        self._stack.append(name)
+    def _module_in(self, frame: FrameType) -> str | None:
+        """Path of the module that this frame calls, if it calls one of the model's."""
+        return self._paths.get(id(frame.f_locals["self"])) if frame.f_code is _MODULE_CALL else None
 
-    def _leave(self, output: Any) -> None:
-        """No output means that the forward raised; the innermost module hears of it first."""
-        name = self._stack.pop()
-        if output is None and not self.failed:
-            self.failed = name
+    def _place(self, frame: FrameType | None) -> tuple[str, str]:
+        """Path of the innermost module that runs, and the innermost line of Python that is not torch's."""
+        module, source = None, ""
+        while frame is not None and (module is None or not source):
+            if module is None:
+                module = self._module_in(frame)
+            path = frame.f_code.co_filename
+            if not source and not _of_torch(path):
+                source = f"{os.path.basename(path)}:{frame.f_lineno}"
+            frame = frame.f_back
+        return module or "", source
 
     def value_of(self, tensor: Tensor) -> int:
         if id(tensor) not in self._current:
@@ -335,9 +334,9 @@ class _Recorder(TorchDispatchMode):
             result = func(*args, **kwargs)
         clobbers = self._after_write(func, args, kwargs) if writes(func) else ()
         outputs = tuple(self.value_of(t) for t in output_tensors(result))
-        module = self._stack[-1] if self._stack else ""
+        module, source = self._place(sys._getframe(1))
         self.tape.ops.append(
-            Op(len(self.tape.ops), func, ref_args, ref_kwargs, tuple(refs), outputs, clobbers, module, _source_line())
+            Op(len(self.tape.ops), func, ref_args, ref_kwargs, tuple(refs), outputs, clobbers, module, source)
         )
         return result
 
@@ -362,13 +361,3 @@ def _storage(tensor: Tensor) -> int:
 @cache
 def _of_torch(path: str) -> bool:
     return path.startswith(_TORCH_DIR) or path == __file__
-
-
-def _source_line() -> str:
-    frame = sys._getframe(2)
-    while frame.f_back is not None:
-        path = frame.f_code.co_filename
-        if not _of_torch(path):
-            return f"{os.path.basename(path)}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "?"
