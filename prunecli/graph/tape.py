@@ -96,8 +96,9 @@ class Op:
 
     @property
     def where(self) -> str:
-        """For messages: module path, op and source line."""
-        return f"{self.name} in {self.module or 'the model'}, {self.source}"
+        """For messages: module path, op and source line, which a module of torch's own has none of."""
+        source = f", {self.source}" if self.source else ""
+        return f"{self.name} in {self.module or 'the model'}{source}"
 
 
 @dataclass
@@ -297,9 +298,9 @@ class _Recorder(TorchDispatchMode):
         return self._paths.get(id(frame.f_locals["self"])) if frame.f_code is _MODULE_CALL else None
 
     def _place(self, frame: FrameType | None) -> tuple[str, str]:
-        """Path of the innermost module that runs, and the innermost line of Python that is not torch's."""
+        """Path of the innermost module that runs, and the innermost line of the model's Python that is not torch's."""
         module, source = None, ""
-        while frame is not None and (module is None or not source):
+        while frame is not None and frame.f_code is not _record.__code__ and (module is None or not source):
             if module is None:
                 module = self._module_in(frame)
             path = frame.f_code.co_filename

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,3 +87,34 @@ def test_in_place_writes_make_new_values() -> None:
     write = next(op for op in tape.ops if op.name == "aten.add_")
     assert write.clobbers
     assert write.outputs[0] not in write.clobbers
+
+
+class Loose(nn.Module):
+    """One part is registered, one lies in a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sigmoid())
+        self.loose = [nn.Tanh()]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.loose[0](self.inner(x)).relu()
+
+
+def test_an_op_knows_the_module_that_runs_and_the_line() -> None:
+    """A module that the model does not know counts as the one around it; torch's own modules have no line."""
+    here = Path(__file__).name
+    ops = {op.name: op for op in record(Loose(), Example((torch.zeros(1, 3, 4, 4),))).ops}
+    assert [ops[f"aten.{name}"].module for name in ("convolution", "sigmoid", "tanh", "relu")] == [
+        "inner.0", "inner.1", "", "",
+    ]  # fmt: skip
+    assert all(op.source.startswith(f"{here}:") for op in ops.values())
+    (alone,) = record(nn.Sequential(nn.ReLU()), Example((torch.zeros(1, 3),))).ops
+    assert (alone.module, alone.source, alone.where) == ("0", "", "aten.relu in 0")
+
+
+def test_a_failure_names_the_innermost_module() -> None:
+    broken = nn.Sequential(nn.Identity(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(5, 4, 1)), Fails())
+    with pytest.raises(ForwardError) as failed:
+        record(broken, Example((torch.zeros(1, 3, 4, 4),)))
+    assert failed.value.module == "1.1"
