@@ -6,11 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import prunecli
+from prunecli.cost.latency import turns
+from prunecli.exporters.targets import onnx_session
+from prunecli.graph.tape import Example
 from prunecli.recipe.load import load
 from prunecli.train.data import open_data
 
@@ -36,6 +41,19 @@ def test_onnx_on_real_images(small: str, images: torch.Tensor, tmp_path: Path) -
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})  # another batch size
     torch.testing.assert_close(torch.from_numpy(found), prunecli.load(small)(images).detach(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_onnxruntime_takes_no_longer_in_turns_than_alone() -> None:
+    """Threads of one session that spin on would take the cores from the other: twice the time, on two cores."""
+    pytest.importorskip("onnxruntime")
+    layers = [layer for _ in range(6) for layer in (nn.Conv2d(64, 64, 3, padding=1), nn.ReLU())]
+    module, example = nn.Sequential(*layers).eval(), Example((torch.randn(1, 64, 56, 56),))
+    first, second = onnx_session(module, example), onnx_session(module, example)
+    cpu = torch.device("cpu")
+    alone = np.median(turns([first], cpu), axis=0)
+    together = np.median(turns([first, second], cpu), axis=0)
+    assert together.max() < 1.5 * alone.max()
 
 
 ALONE = """
