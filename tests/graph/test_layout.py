@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunecli.graph.labels import along, route
-from prunecli.graph.rules.call import reshaped
+from prunecli.graph.reshaping import reshaped
 
 
 @st.composite

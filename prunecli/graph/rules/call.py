@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from prunecli.graph.labels import Book, Labels
+from prunecli.graph.reshaping import reshaped
 from prunecli.graph.tape import Op, Ref, Tape, flatten
 
 NOT_A_CHANNEL = "not a channel dim"  # kernel and position dims
@@ -75,44 +76,6 @@ class Call:
     def out_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the output tensors."""
         return [self.tape.shapes[i] for i in self.op.outputs]
-
-
-def reshaped(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """`reshape` in which dims that were expanded stay so where they become other dims on their own: no copy is made.
-
-    Windows of a video have millions of positions, all with the channels of the first.
-    """
-    if not tensor.numel():
-        return tensor.reshape(shape)
-    small: list[int] = []
-    for dims, sizes in _factors(tuple(tensor.shape), shape):
-        repeated = all(tensor.stride(dim) == 0 or tensor.shape[dim] == 1 for dim in dims)
-        if repeated:
-            for dim in dims:
-                tensor = tensor.narrow(dim, 0, 1)
-        small += [1] * len(sizes) if repeated else sizes
-    return tensor.reshape(small).expand(shape)
-
-
-def _factors(old: tuple[int, ...], new: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
-    """The least runs of dims with the same number of positions: dims before, and sizes after."""
-    dims: list[int] = []
-    sizes: list[int] = []
-    before, after = [*enumerate(old)][::-1], [*new][::-1]
-    left, right = 1, 1
-    while before or after:
-        if before and (left <= right or not after):
-            dim, size = before.pop()
-            dims.append(dim)
-            left *= size
-        else:
-            sizes.append(after.pop())
-            right *= sizes[-1]
-        if left == right and sizes and dims:
-            yield dims, sizes
-            dims, sizes, left, right = [], [], 1, 1
-    if dims or sizes:  # a tensor of one value
-        yield dims, sizes
 
 
 def unknown(call: Call, book: Book) -> list[Labels]:
