@@ -97,11 +97,17 @@ def open_data(text: str, shape: Sequence[int], classes: int) -> Data:
     elif ":" in head and (kind.endswith(".py") or "." in kind):
         data = _user(head)
     else:
-        near = difflib.get_close_matches(kind, SETS, 1)
-        known = ", ".join((*SETS, "FILE.py:FUNCTION"))
-        raise DataError(f"unknown data {text!r}", hint=f"did you mean {near[0]!r}?" if near else f"known: {known}")
+        raise DataError(f"unknown data {text!r}", hint=_meant(kind))
     _check_fit(data, wanted)
     return data
+
+
+def _meant(kind: str) -> str:
+    """What to do about data of an unknown kind: a folder without its kind, a misspelt kind, or all there are."""
+    if Path(kind).expanduser().is_dir():
+        return f"folder:{kind}"
+    near = difflib.get_close_matches(kind, SETS, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join((*SETS, 'FILE.py:FUNCTION'))}"
 
 
 def _normalisation(query: str, text: str, channels: int) -> Normalisation:

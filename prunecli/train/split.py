@@ -7,7 +7,7 @@ What an image looks like depends on (seed, index) alone: a resumed run, and one 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -183,20 +183,28 @@ class _Reader(torch.utils.data.Dataset[Tensor | str]):
         except DataError as error:
             return error.problem
 
+    @cached_property
+    def _augment(self) -> Callable[[Tensor], Tensor]:
+        """Random resized crops and mirror images, which draw from torch's own generator."""
+        from torchvision.transforms import v2
+
+        chain: Callable[[Tensor], Tensor] = v2.Compose(
+            [v2.RandomResizedCrop(self.shape[1:], antialias=True), v2.RandomHorizontalFlip()]
+        )
+        return chain
+
     def _read(self, index: int) -> Tensor:
         from torchvision.transforms import v2
 
-        size = self.shape[1:]
         image = read_image(self.paths[index], self.shape[0])
         if self.seed is None:
+            size = self.shape[1:]
             image = v2.functional.resize(image, round(min(size) * 256 / 224), antialias=True)
             centre: Tensor = v2.functional.center_crop(image, list(size))
             return centre
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self.seed, index)) & 0x7FFFFFFF)
-            image = v2.RandomResizedCrop(size, antialias=True)(image)
-            mirrored: Tensor = v2.RandomHorizontalFlip()(image)
-            return mirrored
+            torch.default_generator.manual_seed(hash((self.seed, index)) & 0x7FFFFFFF)  # that of the CPU alone
+            return self._augment(image)
 
 
 def _together(images: list[Tensor | str]) -> Tensor | str:
@@ -215,10 +223,11 @@ def read_image(place: Place, channels: int) -> Tensor:
 
     try:
         with Image.open(place if isinstance(place, str) else place.open()) as image:
-            pixels = np.array(image.convert("L" if channels == 1 else "RGB"))
+            mode = "L" if channels == 1 else "RGB"
+            pixels = np.array(image if image.mode == mode else image.convert(mode))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise DataError(f"{place} is no readable image: {error}") from error
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,13 @@ def first(split: ArraySplit | FileSplit, seed: int | None = None) -> torch.Tenso
     return next(iter(split.batches([torch.arange(4)], seed)))
 
 
+def test_a_folder_without_its_kind_is_recognised(tmp_path: Path) -> None:
+    folder(tmp_path, 32)
+    with pytest.raises(DataError) as caught:
+        open_data(str(tmp_path), (3, 32, 32), 2)
+    assert caught.value.hint == f"folder:{tmp_path}"
+
+
 @pytest.mark.parametrize("size", [32, 80])
 @pytest.mark.parametrize("names", [("train", "test"), ("train", "val")])
 def test_folder(size: int, names: tuple[str, str], tmp_path: Path) -> None:
