@@ -34,8 +34,9 @@ _PASSES = ACTIVATIONS | {
 }  # fmt: skip
 
 
-# Multiply-adds for each number that is copied, from which on it is faster to copy some channels than to compute all.
-WORTH = 120
+# Multiply-adds that take as long as copying a number that lies in a row with others that are copied, as picking one out
+# of its row, and as starting the kernels for it (2 CPU cores, `benchmarks/skipping.py`).
+COPY, PICK, START = 15, 60, 12e6
 
 
 class Gated(nn.Module):
@@ -66,10 +67,12 @@ class Gated(nn.Module):
         """(N, C_in, H, W) -> (N, C, H', W')."""
         logits = self.head((x if self.joint else x.detach()).mean((2, 3)))
         if not self.watched and _alone(self, x):
-            rows = (logits[0] > 0).nonzero().flatten()
-            if rows.numel() and _pays(self.conv, x):
-                return self._computed(x, rows)
-            return self._silenced(x, logits[0] > 0)
+            mask = logits[0] > 0
+            if _is_large(self.conv, x):
+                rows = mask.nonzero().flatten()
+                if self._pays(x, len(rows)):
+                    return self._computed(x, rows)
+            return self._silenced(x, mask)
         whole: Tensor = self.norm(self.conv(x))
         mask = self._asked(logits.detach()).to(whole.dtype) if self.oracle is None else self.oracle(whole.detach())
         if self.watched:
@@ -87,14 +90,22 @@ class Gated(nn.Module):
             output * mask[:, None, None] if isinstance(self.norm, nn.Identity) else _scaled_by(self.norm, output, mask)
         )
 
+    def _pays(self, x: Tensor, rows: int) -> bool:
+        """Whether it is faster to compute so many channels and put them in their places."""
+        conv: Any = self.conv
+        fan_in, places = conv.weight[0].numel(), _places(conv, x)
+        copied = rows * fan_in + conv.out_channels * places
+        return rows > 0 and (conv.out_channels - rows) * fan_in * places >= COPY * copied + START
+
     def _computed(self, x: Tensor, rows: Tensor) -> Tensor:
         """Some channels of the output of one image, the others zero."""
         conv: Any = self.conv
-        columns = rows if conv.groups > 1 else _present(x)
-        weight = conv.weight[rows] if conv.groups > 1 else conv.weight[rows][:, columns]
-        bias = None if conv.bias is None else conv.bias[rows]
-        groups = max(1, len(rows)) if conv.groups > 1 else 1
-        found = _some_of(self.norm, _convolved(conv, x[:, columns], weight, bias, groups), rows)
+        weight, bias = conv.weight.index_select(0, rows), None if conv.bias is None else conv.bias.index_select(0, rows)
+        if conv.groups > 1:
+            narrow = _convolved(conv, x.index_select(1, rows), weight, bias, len(rows))
+        else:
+            narrow = _of_present(conv, x, weight, bias)
+        found = _some_of(self.norm, narrow, rows)
         whole = found.new_zeros(1, conv.out_channels, *found.shape[2:])
         return whole.index_copy_(1, rows, found)
 
@@ -105,11 +116,10 @@ class Skipping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """As the convolution."""
         conv: Any = self
-        if not _alone(self, x) or not _pays(self, x):
+        if not _alone(self, x) or not _is_large(self, x):
             plain: Tensor = super().forward(x)
             return plain
-        columns = _present(x)
-        return _convolved(conv, x[:, columns], conv.weight[:, columns], conv.bias, 1)
+        return _of_present(self, x, conv.weight, conv.bias)
 
 
 def _alone(module: nn.Module, x: Tensor) -> bool:
@@ -122,17 +132,24 @@ def _alone(module: nn.Module, x: Tensor) -> bool:
     return real and len(x) == 1
 
 
-def _pays(conv: Any, x: Tensor) -> bool:
-    """Whether there is enough to compute for each number that must be copied."""
-    places = x.shape[2] * x.shape[3] // math.prod(conv.stride)
-    copied = x.numel() + 2 * conv.out_channels * places + conv.weight.numel()
-    return bool(conv.weight.numel() * places >= WORTH * copied)
+def _places(conv: Any, x: Tensor) -> int:
+    """About how many numbers a channel of the output has."""
+    return int(x.shape[2] * x.shape[3] // math.prod(conv.stride))
 
 
-def _present(x: Tensor) -> Tensor:
-    """Channels of one image that are not all zero; the first where all are."""
-    found = x[0].flatten(1).any(1).nonzero().flatten()
-    return found if len(found) else found.new_zeros(1)
+def _is_large(conv: Any, x: Tensor) -> bool:
+    """Whether half of it is worth to look for what can be left out."""
+    return bool(conv.weight.numel() * _places(conv, x) >= 2 * START)
+
+
+def _of_present(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution of one image, without those channels that are zero where that is faster."""
+    columns = x[0].norm(dim=(1, 2)).nonzero().flatten()  # ten times as fast as asking every number
+    present, column = len(columns), weight[:, 0].numel()
+    price = PICK * present * column + COPY * present * x[0, 0].numel() + START
+    if present and (x.shape[1] - present) * column * _places(conv, x) >= price:
+        x, weight = x.index_select(1, columns), weight.index_select(1, columns)
+    return _convolved(conv, x, weight, bias, 1)
 
 
 def _convolved(conv: Any, x: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> Tensor:
@@ -151,7 +168,7 @@ def _some_of(norm: Any, x: Tensor, rows: Tensor) -> Tensor:
     if isinstance(norm, nn.Identity):
         return x
     mean, variance, weight, bias = (
-        None if tensor is None else tensor[rows]
+        None if tensor is None else tensor.index_select(0, rows)
         for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     )
     return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=norm.eps)
@@ -181,11 +198,11 @@ def install(module: nn.Module, gates: Sequence[Gate]) -> nn.Module:
             norm = module.get_submodule(gate.norm)  # type: ignore[assignment]
             if not isinstance(norm, nn.BatchNorm2d):
                 raise TypeError(f"{gate.norm} is no batch norm")
-            module.set_submodule(gate.norm, nn.Identity())
+            module.set_submodule(gate.norm, nn.Identity().train(norm.training))
         head = nn.Linear(conv.in_channels, conv.out_channels).to(conv.weight.device, conv.weight.dtype)
         nn.init.zeros_(head.weight)
         nn.init.ones_(head.bias)
-        module.set_submodule(gate.conv, Gated(conv, norm, head))
+        module.set_submodule(gate.conv, Gated(conv, norm, head).train(conv.training))
     for path in {path for gate in gates for path in gate.readers}:
         _skip(module.get_submodule(path), path)
     return module

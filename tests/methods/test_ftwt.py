@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,15 +128,16 @@ def test_two_filters_for_each_input_are_not_gated(groups: int) -> None:
 @pytest.fixture(autouse=True)
 def _always_skip(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small feature maps are not worth skipping for; here they are what is tested."""
-    monkeypatch.setattr(gates, "WORTH", 0)
+    for price in ("COPY", "PICK", "START"):
+        monkeypatch.setattr(gates, price, 0)
 
 
-@pytest.mark.parametrize("worth", [0, 10**9])
+@pytest.mark.parametrize("start", [0, 10**18])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_single_image_that_skips_channels_gives_what_the_mask_gives(
-    seed: int, worth: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, start: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "WORTH", worth)
+    monkeypatch.setattr(gates, "START", start)
     module, _ = gated(seed)
     images = torch.randn(6, 3, 12, 12, dtype=torch.float64)
     with torch.no_grad():
@@ -144,6 +146,31 @@ def test_a_single_image_that_skips_channels_gives_what_the_mask_gives(
     torch.testing.assert_close(alone, together, atol=1e-12, rtol=0)
     closed = [~mask for mask in masks_of(module, [images]).values()]
     assert any(mask.any() for mask in closed)
+
+
+def test_a_single_image_is_computed_with_fewer_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, _ = gated()
+    image = torch.randn(1, 3, 12, 12, dtype=torch.float64)
+    asked_for = [int(mask.sum()) for mask in masks_of(module, [image]).values()]
+    widths: list[int] = []
+    convolved = gates._convolved
+
+    def spy(conv: nn.Conv2d, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        widths.append(len(weight))
+        return convolved(conv, x, weight, *rest)
+
+    monkeypatch.setattr(gates, "_convolved", spy)
+    with torch.no_grad():
+        module(image)
+    expand, depth, _, plain, _ = widths
+    assert [expand, depth, plain] == asked_for
+    assert sum(asked_for) < sum(layer.head.out_features for layer in gates_of(module).values())
+
+
+def test_gates_take_the_mode_of_the_layer() -> None:
+    module = randomise(Block()).double().eval()
+    install(module, [found.gate for found in candidates(module, EXAMPLE)])
+    assert not any(layer.training for layer in module.modules())
 
 
 @pytest.mark.parametrize("bias", [-1.0, 1.0])
