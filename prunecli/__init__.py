@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prunecli.graph.rules.call import rule
     from prunecli.loading import load
     from prunecli.methods.dual_averaging import GRDA
+    from prunecli.model import Opening
     from prunecli.pipeline.analyze import analyze
     from prunecli.pipeline.export import export
     from prunecli.pipeline.finetune import finetune
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "GRDA": "prunecli.methods.dual_averaging:GRDA",
+    "Opening": "prunecli.model:Opening",
     "PrunecliError": "prunecli.errors:PrunecliError",
     "analyze": "prunecli.pipeline.analyze:analyze",
     "export": "prunecli.pipeline.export:export",
@@ -36,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "GRDA",
+    "Opening",
     "PrunecliError",
     "analyze",
     "export",

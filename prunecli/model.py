@@ -22,7 +22,7 @@ from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.names import telling
 from prunecli.checkpoint.read import Checkpoint, read
 from prunecli.errors import ArchError, CheckpointError, InputError
-from prunecli.graph.copying import like
+from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import Example
 from prunecli.inputs import Argument, Inputs, from_json
 
@@ -43,12 +43,19 @@ class Opening:
     key: str | None = None
     trust: bool = False
 
+    @staticmethod
+    def like(*examples: Tensor) -> Opening:
+        """For a module in memory: its forward pass takes tensors like these, floats in the dtype of its parameters."""
+        dtypes = ("" if t.is_floating_point() else str(t.dtype).removeprefix("torch.") for t in examples)
+        return Opening(inputs=tuple(Argument(tuple(t.shape), n) for t, n in zip(examples, dtypes, strict=True)))
+
     def completed(self, arch: str | None, inputs: Inputs | None) -> Opening:
         """With defaults for what was not said."""
         return replace(self, arch=self.arch or arch, inputs=self.inputs or inputs)
 
 
 DEFAULT = Opening()
+Source = str | nn.Module  # MODEL as on the command line, or a module in memory
 
 
 @dataclass(frozen=True)
@@ -56,9 +63,9 @@ class Model:
     """A module in eval mode with what is known about it.
 
     Attributes:
-        source: path or architecture, as it was asked for.
+        source: path or architecture, as it was asked for; the class of a module that was in memory.
         format: kind of file, or "architecture".
-        arch: None for a module that came out of a pickle.
+        arch: None for a module that came out of a pickle, or was in memory.
         journal: cuts since the architecture was built.
         inputs: what the forward pass takes.
         container: metadata of the file, where we wrote it.
@@ -95,12 +102,14 @@ class Model:
         return replace(self, module=module, journal=self.journal.then(cut))
 
 
-def open_model(source: str, opening: Opening = DEFAULT) -> Model:
-    """A model from a file, a folder or an architecture: MODEL as on the command line.
+def open_model(source: Source, opening: Opening = DEFAULT) -> Model:
+    """A model from a file, a folder or an architecture, or a copy of a module in memory.
 
     Raises:
         InputError: the file, the architecture or their combination cannot be used; the message says why.
     """
+    if isinstance(source, nn.Module):
+        return _in_memory(source, opening)
     if is_architecture(source):
         return _fresh(parse(source), source, opening.inputs)
     return from_checkpoint(read(source, key=opening.key, trust=opening.trust), opening)
@@ -118,6 +127,17 @@ def _fresh(spec: ArchSpec, source: str, asked: Inputs | None) -> Model:
     torch.manual_seed(0)
     module = build(spec).eval()
     return Model(source, "architecture", module, spec, Journal(), _inputs(spec, module, asked))
+
+
+def _in_memory(module: nn.Module, opening: Opening) -> Model:
+    """The module itself stays as it is, in whatever mode it is."""
+    name, spec = type(unwrapped(module)).__qualname__, parse(opening.arch) if opening.arch else None
+    if spec is None and opening.inputs is None:
+        raise InputError(
+            f"what input does {name} take?", hint="say it: prunecli.Opening.like(example), or input: in the recipe"
+        )
+    module = copied(unwrapped(module)).eval()
+    return Model(name, "module", module, spec, Journal(), _inputs(spec, module, opening.inputs))
 
 
 def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model:
@@ -212,11 +232,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], opening: Opening) -> Model:
     spec, path = _named_in(container, checkpoint.path, opening.arch), str(checkpoint.path)
-    try:
-        journal = Journal.from_json(container["journal"])
-        inputs = opening.inputs or from_json(container["input"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: its metadata is damaged: {error!r}") from error
+    journal, inputs = _recorded(container, path)
+    inputs = opening.inputs or inputs
     if spec is not None:
         module = filled(spec, checkpoint.state, journal, path)
     else:
@@ -225,6 +242,38 @@ def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], openin
             module = known.build()
         module = _filled(module, known.build, checkpoint.state, journal, str(known))
     return _model(checkpoint, module, spec, journal, inputs)
+
+
+def _recorded(container: Mapping[str, Any], path: str) -> tuple[Journal, Inputs]:
+    """The journal in the metadata of a file, and what the forward pass takes.
+
+    Raises:
+        CheckpointError: they are damaged.
+    """
+    try:
+        return Journal.from_json(container["journal"]), from_json(container["input"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: its metadata is damaged: {error!r}") from error
+
+
+def refilled(module: nn.Module, checkpoint: Checkpoint) -> nn.Module:
+    """A module of the user's with the tensors of a file, in place, cut as the file says.
+
+    Args:
+        module: of the class and the widths that the file was made from.
+        checkpoint: a container, or plain tensors.
+
+    Raises:
+        InputError: they do not fit.
+    """
+    path = str(checkpoint.path)
+    if checkpoint.module is not None:
+        raise CheckpointError(f"{path} holds a whole module", hint="load it without a module to fill")
+    container = checkpoint.container
+    journal = Journal() if container is None else _recorded(container, path)[0]
+    state = checkpoint.state if container is not None else checkpoint.spelled(module.state_dict()).state
+    assign(module, state, journal, f"{path} as {type(module).__qualname__}")
+    return module.eval()
 
 
 def _named_in(container: Mapping[str, Any], path: Path, asked: str | None) -> ArchSpec | None:
@@ -237,7 +286,10 @@ def _named_in(container: Mapping[str, Any], path: Path, asked: str | None) -> Ar
     if text is None:
         if isinstance(container.get("config"), Mapping):
             return None
-        raise ArchError(f"{path} was made from a module without a name", hint="give its --arch")
+        raise ArchError(
+            f"{path} was made from a module without a name",
+            hint="give its --arch, or prunecli.load(path, into=module) in Python",
+        )
     spec = parse(text)
     if not spec.is_registry and asked is None:
         raise ArchError(

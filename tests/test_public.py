@@ -7,7 +7,7 @@ import prunecli
 
 def test_public_names() -> None:
     assert prunecli.__all__ == [
-        "GRDA", "PrunecliError", "analyze", "export", "finetune", "load", "load_recipe", "prune", "rule",
+        "GRDA", "Opening", "PrunecliError", "analyze", "export", "finetune", "load", "load_recipe", "prune", "rule",
     ]  # fmt: skip
     assert dir(prunecli) == prunecli.__all__
     for name in prunecli.__all__:

@@ -17,20 +17,20 @@ from prunecli.facts import AnalyzeFacts, GroupFacts, LayerFacts, WhyFacts
 from prunecli.graph.channels import Channels, Group, trace
 from prunecli.graph.tape import ForwardError
 from prunecli.inputs import shown, to_json
-from prunecli.model import DEFAULT, Model, Opening, from_checkpoint, is_architecture, open_model
+from prunecli.model import DEFAULT, Model, Opening, Source, from_checkpoint, is_architecture, open_model
 from prunecli.pipeline.evaluation import data_for, flops_taken, measure_accuracy
 from prunecli.pipeline.figures import count, path_bytes, source_bytes
 
 
 def analyze(
-    source: str, opening: Opening = DEFAULT, *, data: str | None = None, why: str | None = None
+    source: Source, opening: Opening = DEFAULT, *, data: str | None = None, why: str | None = None
 ) -> AnalyzeFacts:
     """Facts about a model.
 
     A checkpoint whose architecture is unknown is still counted; only FLOPs, groups and accuracy need one.
 
     Args:
-        source: MODEL as on the command line.
+        source: MODEL as on the command line, or a module, which stays as it is.
         opening: how to open it.
         data: measure accuracy on its test images.
         why: a layer whose channel groups are explained.
@@ -38,7 +38,7 @@ def analyze(
     Raises:
         InputError: the model, the data or the layer cannot be used.
     """
-    if is_architecture(source):
+    if isinstance(source, nn.Module) or is_architecture(source):
         return _of_model(open_model(source, opening), data, why)
     checkpoint = read(source, key=opening.key, trust=opening.trust)
     try:

@@ -74,6 +74,15 @@ def parent_digest(model: Model) -> str | None:
     return None if model.path is None else sha256(model.path)
 
 
+def origin(model: Model) -> str:
+    """A digest of the weights that a run starts from: of the file, or of the tensors where there is none."""
+    digest = hashlib.sha256((parent_digest(model) or "").encode())
+    for name, tensor in model.module.state_dict().items() if model.path is None else ():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def identity(*parts: object) -> str:
     """A digest of everything that makes a run what it is."""
     return hashlib.sha256("\n".join(map(str, parts)).encode()).hexdigest()

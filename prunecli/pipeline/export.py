@@ -10,17 +10,17 @@ from prunecli.checkpoint.write import atomic, check_output
 from prunecli.exporters.targets import target_for, write_and_run
 from prunecli.facts import ExportFacts
 from prunecli.graph.tape import Example
-from prunecli.model import DEFAULT, Opening, open_model
+from prunecli.model import DEFAULT, Opening, Source, open_model
 from prunecli.surgery.verify import random_example
 
 GATED = "the gates are masks in this file: every channel is computed, then set to zero where an image does not need it"
 
 
-def export(source: str, output: Path, opening: Opening = DEFAULT) -> ExportFacts:
+def export(source: Source, output: str | Path, opening: Opening = DEFAULT) -> ExportFacts:
     """Write a model in the format of the output's suffix.
 
     Args:
-        source: MODEL as on the command line.
+        source: MODEL as on the command line, or a module, which stays as it is.
         output: its suffix chooses the format.
         opening: how to open the model.
 
@@ -28,7 +28,7 @@ def export(source: str, output: Path, opening: Opening = DEFAULT) -> ExportFacts
         InputError: unknown suffix, or the format cannot carry the model.
         VerificationError: the file computes something else.
     """
-    started = time.monotonic()
+    started, output = time.monotonic(), Path(output)
     target = target_for(output)
     model = open_model(source, opening)
     check_output(output, *([model.path] if model.path else []))

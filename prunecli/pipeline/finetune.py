@@ -10,8 +10,8 @@ from typing import Any
 from prunecli.checkpoint.write import check_container
 from prunecli.errors import InputError
 from prunecli.facts import BudgetFacts, FinetuneFacts, Verified
-from prunecli.model import DEFAULT, Model, Opening, open_model
-from prunecli.pipeline.container import Provenance, identity, parent_digest, save
+from prunecli.model import DEFAULT, Model, Opening, Source, open_model
+from prunecli.pipeline.container import Provenance, identity, origin, save
 from prunecli.pipeline.evaluation import data_for, evaluated
 from prunecli.pipeline.figures import figures, source_bytes
 from prunecli.pipeline.training import Training
@@ -23,11 +23,11 @@ from prunecli.train.zeros import KeepZeros
 
 def finetune(
     recipe: Recipe,
-    source: str,
-    output: Path,
+    source: Source,
+    output: str | Path,
     opening: Opening = DEFAULT,
     *,
-    teacher: str | None = None,
+    teacher: Source | None = None,
     resume: bool = False,
     report: Report = ignore,
 ) -> FinetuneFacts:
@@ -35,7 +35,7 @@ def finetune(
 
     Args:
         recipe: its `data`, `train` and `seed` are used.
-        source: MODEL as on the command line.
+        source: MODEL as on the command line, or a module, which stays as it is.
         output: where the result goes; the resumable state lies beside it until then.
         opening: how to open the model; the recipe fills what it leaves open.
         teacher: distil from this model.
@@ -45,7 +45,7 @@ def finetune(
     Raises:
         InputError: the model, the data or the output cannot be used.
     """
-    started = time.monotonic()
+    started, output = time.monotonic(), Path(output)
     settings = recipe.train
     if settings is None:
         raise InputError("the recipe says nothing about training", hint="train: {epochs: 2, lr: 0.02}")
@@ -53,7 +53,7 @@ def finetune(
         raise InputError("no data is given", hint="--data folder:PATH, or data: in the recipe")
     opened = open_model(source, opening.completed(recipe.arch, recipe.inputs))
     inputs = [opened.path] if opened.path else []
-    guide = None if teacher is None else open_model(teacher, Opening(trust=opening.trust))
+    guide = None if teacher is None else open_model(teacher, Opening(inputs=opened.inputs, trust=opening.trust))
     check_container(output, *inputs, *([guide.path] if guide and guide.path else []))
     images = data_for(opened, recipe.data)
     before = figures(opened, opened.module, source_bytes(opened), accuracy(opened.module, images.test))
@@ -84,7 +84,7 @@ def finetune(
 def _identity(recipe: Recipe, settings: Train, opened: Model, guide: Model | None) -> str:
     """A resumable state belongs to exactly this run."""
     return identity(
-        parent_digest(opened), opened.arch, recipe.data, None if guide is None else parent_digest(guide),
+        origin(opened), opened.arch, recipe.data, None if guide is None else origin(guide),
         settings.model_dump(exclude={"save_seconds"}), recipe.seed,
     )  # fmt: skip
 

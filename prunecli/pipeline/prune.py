@@ -10,8 +10,8 @@ from prunecli.checkpoint.write import check_container
 from prunecli.errors import BudgetMissed, InputError
 from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts
 from prunecli.methods.base import Method
-from prunecli.model import DEFAULT, Model, Opening, open_model
-from prunecli.pipeline.container import Provenance, identity, parent_digest, save
+from prunecli.model import DEFAULT, Model, Opening, Source, open_model
+from prunecli.pipeline.container import Provenance, identity, origin, save
 from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
 from prunecli.pipeline.figures import figures, source_bytes
 from prunecli.pipeline.overlap import overlap, shares_left, write_layers
@@ -28,8 +28,8 @@ TOLERANCE = 0.01  # by which a trained budget may be missed
 
 def prune(
     recipe: Recipe,
-    source: str,
-    output: Path | None,
+    source: Source,
+    output: str | Path | None,
     opening: Opening = DEFAULT,
     *,
     resume: bool = False,
@@ -41,7 +41,7 @@ def prune(
 
     Args:
         recipe: validated.
-        source: MODEL as on the command line.
+        source: MODEL as on the command line, or a module, which stays as it is.
         output: where the result goes; None decides and counts, but trains and writes nothing.
         opening: how to open the model; the recipe fills what it leaves open.
         resume: continue a run whose training was stopped.
@@ -51,7 +51,7 @@ def prune(
         InputError: the model, the data, the budget or the output cannot be used.
         OutcomeError: nothing was removed, the smaller model is not equal, or training missed the budget.
     """
-    started = time.monotonic()
+    started, output = time.monotonic(), None if output is None else Path(output)
     method = _method(recipe)
     opened = open_model(source, opening.completed(recipe.arch, recipe.inputs))
     if output is not None:
@@ -144,7 +144,7 @@ def _training(
 ) -> Training:
     """The trainings of this run; their states belong to exactly this model and recipe."""
     teacher = opened.module if recipe.train is not None and recipe.train.distill else None
-    known = identity(parent_digest(opened), opened.arch, recipe.data, recipe.resolved())
+    known = identity(origin(opened), opened.arch, recipe.data, recipe.resolved())
     return Training(images, recipe.seed, teacher, output, known, resume, report)
 
 

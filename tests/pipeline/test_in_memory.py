@@ -1,0 +1,118 @@
+"""Modules in memory: every verb takes them, leaves them as they are, and what it writes fills a fresh one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from randomise import randomise
+from torch import Tensor, nn
+
+import prunecli
+from prunecli.arch.registry import build
+from prunecli.arch.spec import parse
+from prunecli.errors import InputError
+from prunecli.model import open_model
+from prunecli.pipeline.container import origin
+from prunecli.recipe.load import validate
+
+TAKES = prunecli.Opening.like(torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.int64))
+
+
+class Conditioned(nn.Module):
+    """A network that no file describes, and that takes two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.norm = nn.BatchNorm2d(16)
+        self.label = nn.Embedding(10, 16)
+        self.body = nn.Conv2d(16, 24, 3)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu() + self.label(label)[:, :, None, None]
+        return self.head(self.body(x).relu().mean((2, 3)))
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return randomise(Conditioned())
+
+
+def recipe(**fields: object) -> object:
+    return validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}} | fields)
+
+
+def outputs(module: nn.Module) -> Tensor:
+    torch.manual_seed(1)
+    return module(torch.randn(2, 3, 20, 20), torch.tensor([3, 7]))
+
+
+def test_it_stays_as_it_is(tmp_path: Path) -> None:
+    module = network().train()
+    module.body.eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    prunecli.prune(recipe(), module, tmp_path / "o.safetensors", TAKES)
+    prunecli.analyze(module, TAKES)
+    prunecli.export(module, tmp_path / "o.pth", TAKES)
+    assert module.training
+    assert not module.body.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("wrapped", [lambda m: m, torch.compile, nn.DataParallel])
+def test_what_is_written_fills_a_fresh_one(wrapped: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
+    path = str(tmp_path / "o.safetensors")
+    facts = prunecli.prune(recipe(), wrapped(network()), path, TAKES)
+    assert facts.model == "Conditioned"
+    assert 0.45 < facts.after.flops / facts.before.flops <= 0.5
+    filled = prunecli.load(path, into=network(seed=1))
+    assert not filled.training
+    assert sum(p.numel() for p in filled.parameters()) == facts.after.params
+    again = prunecli.prune(recipe(budget={"params": 0.9}), filled, tmp_path / "o2.safetensors", TAKES)
+    twice = prunecli.load(tmp_path / "o2.safetensors", into=prunecli.load(path, into=network(seed=2)))
+    assert sum(p.numel() for p in twice.parameters()) == again.after.params < facts.after.params
+
+
+def test_nothing_to_cut_fills_it_with_the_same_numbers(tmp_path: Path) -> None:
+    module = network().eval()
+    torch.save(module.state_dict(), tmp_path / "m.pt")
+    torch.testing.assert_close(outputs(prunecli.load(tmp_path / "m.pt", into=network(1))), outputs(module))
+
+
+def test_another_class_is_refused(tmp_path: Path) -> None:
+    prunecli.prune(recipe(), network(), tmp_path / "o.safetensors", TAKES)
+    with pytest.raises(InputError, match="as Linear does not fit"):
+        prunecli.load(tmp_path / "o.safetensors", into=nn.Linear(3, 3))
+    with pytest.raises(InputError, match="without a name"):
+        prunecli.load(tmp_path / "o.safetensors")
+
+
+def test_its_input_must_be_said() -> None:
+    with pytest.raises(InputError, match="what input does Conditioned take") as caught:
+        prunecli.analyze(network())
+    assert "Opening.like" in caught.value.hint
+
+
+def test_its_architecture_may_be_named(tmp_path: Path) -> None:
+    module = randomise(build(parse("cifar_resnet20")))
+    prunecli.prune(recipe(), module, tmp_path / "o.safetensors", prunecli.Opening(arch="cifar_resnet20"))
+    assert isinstance(prunecli.load(tmp_path / "o.safetensors"), type(module))
+
+
+def test_training_takes_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    takes = prunecli.Opening.like(torch.zeros(1, 1, 8, 8))
+    settings = recipe(method={"name": "none"}, budget=None, data="digits", train={"epochs": 3, "lr": 0.05})
+    facts = prunecli.finetune(settings, module, tmp_path / "o.safetensors", takes, teacher=module)
+    assert facts.after.accuracy > 0.6
+    assert facts.before.accuracy == prunecli.analyze(module, takes, data="digits").accuracy
+
+
+def test_a_run_belongs_to_the_weights_it_starts_from() -> None:
+    first, same, other = (origin(open_model(network(seed), TAKES)) for seed in (0, 0, 1))
+    assert first == same != other
