@@ -303,7 +303,7 @@ def _group(slots: tuple[Slot, ...], frozen: Bools, reasons: dict[int, str]) -> t
     by_channel = _occurrences(slots, len(frozen)).T.tocsr()
     by_channel.sort_indices()
     hidden = np.zeros(len(frozen), dtype=np.bool_)
-    hidden[[channel for channel, reason in reasons.items() if reason == NOT_A_CHANNEL]] = True
+    hidden[[channel for channel, reason in reasons.items() if reason.startswith(NOT_A_CHANNEL)]] = True
     hidden &= np.diff(by_channel.indptr) == 1  # a kernel's dim; one that is shared is somebody's channels after all
     members = np.flatnonzero((np.diff(by_channel.indptr) > 0) & ~hidden)
     # a random number for each slot: their sum (mod 2^63) stands for the set of slots

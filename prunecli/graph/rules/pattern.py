@@ -97,7 +97,7 @@ def _letter(
     labels = tuple(label for _, label in found)
     holders = [n for n, (ref, letters) in enumerate(refs) if _extent(call, ref, letters, letter) > 1]
     if letter in ("*", "1"):
-        book.freeze(labels, NOT_A_CHANNEL)
+        book.freeze(labels, f"{NOT_A_CHANNEL} at {call.op.where}")
         return []
     if {n for n, _ in found} != set(holders):
         book.freeze(labels, f"meets a dim of fixed size at {call.op.where}")
