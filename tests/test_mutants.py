@@ -121,7 +121,13 @@ MUTANTS = {
         "surgery/trial.py",
         "            expected[label.axis] = len(channels) - int(self.removed[channels].sum())",
         "            expected[label.axis] = [*self.tape.shapes[new], 0, 0, 0][label.axis]",
-        "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[WrittenRow]",
+        "zoo/test_user_models.py::test_random_cuts_run[WrittenRow]",
+    ),
+    "a sum may see how often a value is repeated": Mutant(
+        "graph/rules/repetition.py",
+        "    return all(map(_by_position, readers)) and",
+        "    return",
+        "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[CountedChannels]",
     ),
     "other channels in a part are not noticed": Mutant(
         "surgery/trial.py",

@@ -113,6 +113,17 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Repeated:
+    """A value whose positions along `dims` are all alike, however many there are.
+
+    `sources` are values of the same shape that it was computed from; they are alike there as well.
+    """
+
+    dims: frozenset[int]
+    sources: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Mixed:
     """An op that takes a statistic over channels: of those that stay, once some are cut. `label` is along its input."""
 
@@ -144,6 +155,7 @@ class Book:
     counted: list[Counted] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
     unknown: dict[str, int] = field(default_factory=dict)  # ops without a rule, and how often
+    repeated: dict[int, Repeated] = field(default_factory=dict)  # by value
     routes: dict[Hashable, list[Route]] = field(default_factory=dict)  # of layout ops; many are alike
 
     def splits_off_heads(self, module: str, count: int) -> bool:

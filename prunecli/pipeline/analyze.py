@@ -14,12 +14,14 @@ from prunecli.cost.count import flops as count_flops
 from prunecli.cost.measure import flops_by_op
 from prunecli.errors import ArchError, InputError
 from prunecli.facts import AnalyzeFacts, GroupFacts, LayerFacts, WhyFacts
-from prunecli.graph.channels import Channels, Group, trace
+from prunecli.graph.channels import Channels, Group
 from prunecli.graph.tape import ForwardError
 from prunecli.inputs import shown, to_json
 from prunecli.model import DEFAULT, Model, Opening, Source, from_checkpoint, is_architecture, open_model
 from prunecli.pipeline.evaluation import data_for, flops_taken, measure_accuracy
 from prunecli.pipeline.figures import count, path_bytes, source_bytes
+from prunecli.surgery.expand import collapsed
+from prunecli.surgery.probe import survey
 
 
 def analyze(
@@ -68,9 +70,10 @@ def _of_state(path: Path, form: str, state: dict[str, Tensor], notes: list[str])
 
 
 def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
-    channels, notes = None, list(model.notes)
+    channels, groups, notes = None, [], list(model.notes)
     try:
-        channels = trace(model.module, model.example)
+        channels = survey(model.module, model.example)
+        groups = _groups(model, channels)
     except ForwardError as error:
         notes.append(f"{error.problem}; input {shown(model.inputs)}")
     params, nonzero, sparsity = count(dict(model.module.named_parameters()))
@@ -88,7 +91,7 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
         flops=None if flops is None else sum(flops.values()),
         bytes=source_bytes(model),
         accuracy=measure_accuracy(model, data),
-        groups=[] if channels is None else [group_facts(channels, g) for g in channels.groups],
+        groups=groups,
         layers=_layers(model.module, channels),
         flops_by_op=flops or {},
         unknown_ops={} if channels is None else channels.unknown,
@@ -96,6 +99,14 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
         notes=notes,
         dynamic=None if data is None else flops_taken(model, data_for(model, data)),
     )
+
+
+def _groups(model: Model, channels: Channels) -> list[GroupFacts]:
+    """Those that can be pruned; where layers fill in constants, of the network that computes all of its channels."""
+    if model.journal.expansions:
+        wide, _ = collapsed(model.module, model.journal)
+        channels = survey(wide, model.example)
+    return [group_facts(channels, group) for group in channels.groups]
 
 
 def _layers(module: nn.Module, channels: Channels | None) -> list[LayerFacts]:

@@ -20,7 +20,7 @@ EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
 WHOLE = {
     "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy", "Shuffled", "Normed",
     "MultiHead", "DictOutput", "EncoderLayer", "LiteralGroups", "LiteralSplit", "LiteralParts",
-    "WrittenRow",
+    "PickedChannels", "ExpandedByNumber", "CountedChannels", "CountedLater",
 }  # fmt: skip
 
 
@@ -72,6 +72,17 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
     groups = [g for g in channels.groups if "stem.weight[0]" in channels.member_names(g)]
     assert any(g.frozen for g in groups)
     assert all(g.frozen != "coupled to a frozen channel" for g in groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "free"),
+    [("PickedTokens", True), ("WrittenTokens", True), ("PickedByBuffer", True), ("PickedByNumber", False),
+     ("PickedInPart", False), ("PickedChannels", False)],
+)  # fmt: skip
+def test_channels_of_picked_places(name: str, free: bool) -> None:
+    channels = settled(built(name))
+    group = next(g for g in channels.groups if "value.weight[0]" in channels.member_names(g))
+    assert (group.frozen == "") == free
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])

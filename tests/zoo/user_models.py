@@ -587,3 +587,122 @@ class WrittenRow(Base):
         rows = x.flatten(2).transpose(1, 2)
         first = torch.zeros(len(x), 1, x.shape[1], dtype=torch.int64, device=x.device)
         return self.value(rows).scatter(1, first, 0.5).mean(1)
+
+
+class Tokens(Base):
+    """Places of an image as rows, of which some are picked or written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value, self.score = nn.Linear(16, 16), nn.Linear(16, 1)
+
+    def pick(self, rows: Tensor, best: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def middle(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        best = self.score(rows).squeeze(-1).topk(8, 1).indices.unsqueeze(-1)
+        return self.pick(self.value(rows), best).mean(1)
+
+
+@model
+class PickedTokens(Tokens):
+    def pick(self, rows: Tensor, best: Tensor) -> Tensor:
+        return rows.gather(1, best.expand(-1, -1, rows.shape[2])) + torch.take_along_dim(rows, best, 1)
+
+
+@model
+class WrittenTokens(Tokens):
+    def pick(self, rows: Tensor, best: Tensor) -> Tensor:
+        index = best.repeat(1, 1, rows.shape[2])
+        added = torch.zeros_like(rows).scatter_add(1, index, rows)
+        return added.scatter_(1, index, rows.tanh()).scatter_reduce(1, index, rows, "amax").scatter(1, index, 0.5)
+
+
+@model
+class PickedByNumber(Tokens):
+    """The width of the index is a number in the code."""
+
+    def pick(self, rows: Tensor, best: Tensor) -> Tensor:
+        return rows.gather(1, best.expand(-1, -1, 16))
+
+
+@model
+class PickedInPart(Tokens):
+    """The index covers some of the channels."""
+
+    def pick(self, rows: Tensor, best: Tensor) -> Tensor:
+        return torch.cat([rows.gather(1, best.expand(-1, -1, 12)), rows[:, :8, 12:]], 2)
+
+
+@model
+class PickedChannels(Tokens):
+    """Channels are picked by what they hold."""
+
+    def pick(self, rows: Tensor, best: Tensor) -> Tensor:
+        return rows.gather(2, rows.argsort(2))[:, : best.shape[1]]
+
+
+@model
+class PickedByBuffer(Tokens):
+    """Every channel picks its own places."""
+
+    order: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.randint(0, 64, (1, 8, 16), generator=torch.Generator().manual_seed(0)))
+
+    def pick(self, rows: Tensor, best: Tensor) -> Tensor:
+        return rows.gather(1, self.order.expand(len(rows), -1, -1)) + best
+
+
+class Weighed(Base):
+    """A map of one channel that is as wide as what it weighs, in many ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.after = nn.Conv2d(16, 1, 3, padding=1), nn.Conv2d(16, 16, 1)
+
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.after(self.weigh(x, self.map(x).sigmoid()))
+
+
+@model
+class ExpandedMap(Weighed):
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        return x * weights.expand_as(x) + weights.repeat(1, x.shape[1], 1, 1).tanh()
+
+
+@model
+class OnesLikeX(Weighed):
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        wide = torch.ones(x.shape, dtype=x.dtype, device=x.device) + x.new_full(x.shape, 0.5)
+        return torch.cat([x * wide * weights, x.new_ones(x.shape)], 2)
+
+
+@model
+class ExpandedByNumber(Weighed):
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        return x * weights.expand(-1, 16, -1, -1)
+
+
+@model
+class CountedChannels(Weighed):
+    """How many channels there are is seen by a sum."""
+
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        wide = weights.expand_as(x)
+        count = wide.sum(1, keepdim=True)
+        return x * wide + count
+
+
+@model
+class CountedLater(Weighed):
+    def weigh(self, x: Tensor, weights: Tensor) -> Tensor:
+        wide = weights.expand_as(x)
+        doubled = wide * 2
+        return x * wide + doubled.sum(1, keepdim=True)

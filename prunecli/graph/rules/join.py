@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from prunecli.graph.labels import Book, Label, Labels, Pad, along
+from prunecli.graph.rules import repetition
 from prunecli.graph.rules.call import RULES, Call, rule
+from prunecli.graph.rules.repetition import shares
 from prunecli.graph.tape import Ref
 
 
@@ -24,7 +26,7 @@ def cat(call: Call, book: Book) -> list[Labels]:
         for label in call.known.get(ref.index, ()):
             if label.axis == dim:
                 own = book.align(label)
-            elif all(_has_axis(call, r, label.axis) for r in refs) and dim not in label.index_dims:
+            elif all(shares(call, book, r, label, label.axis) for r in refs) and dim not in label.index_dims:
                 others.append(label)
             else:
                 book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
@@ -65,30 +67,27 @@ def stack(call: Call, book: Book) -> list[Labels]:
     return [book.merge(lifted, f"two widths meet at {call.op.where}")]
 
 
-def written_rows(call: Call, book: Book) -> list[Labels]:
-    """Rows of a source are written, or added, to rows of a tensor; along the other dims both share their channels."""
+def placed(call: Call, book: Book) -> list[Labels]:
+    """Places are read or written along one dim; along the others the operands of its rank share their channels."""
     ndim = len(call.out_shapes[0])
+    refs = [ref for ref in map(call.ref, (0, 2, 3)) if ref is not None and len(call.shape(ref)) == ndim]
     dim = int(call.op.args[1]) % max(ndim, 1)
-    refs = [ref for ref in (call.ref(0), call.ref(3)) if ref is not None]
     return [book.merge(_common(call, book, refs, dim), f"two widths meet at {call.op.where}")]
 
 
-RULES |= dict.fromkeys(("aten.index_add", "aten.index_add_", "aten.index_copy", "aten.index_copy_"), written_rows)
+RULES |= dict.fromkeys(repetition.PICKS | repetition.WRITES, placed)
 
 
 def _common(call: Call, book: Book, refs: list[Ref], dim: int | None = None) -> list[Label]:
     """Labels along dims where every operand has one, `dim` excepted; the others are frozen."""
     shared = []
     for label in (label for ref in refs for label in call.known.get(ref.index, ())):
-        if dim not in (label.axis, *label.index_dims) and all(_has_axis(call, ref, label.axis) for ref in refs):
+        fits = dim not in (label.axis, *label.index_dims)
+        if fits and all(shares(call, book, ref, label, label.axis) for ref in refs):
             shared.append(label)
         else:
             book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
     return shared
-
-
-def _has_axis(call: Call, ref: Ref, axis: int) -> bool:
-    return any(label.axis == axis for label in call.known.get(ref.index, ()))
 
 
 @rule("aten::constant_pad_nd")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunecli.graph.labels import Book, Label, Labels, along
+from prunecli.graph.rules import repetition
 from prunecli.graph.rules.call import RULES, Call
 from prunecli.graph.tape import Ref
 
@@ -33,18 +34,17 @@ def pointwise(call: Call, book: Book) -> list[Labels]:
             lifted.append(label.lifted(ndim))
     for label in lifted:
         for ref in refs:
-            if not _fits(call, ref, label, ndim):
+            if not _fits(call, book, ref, label, ndim):
                 book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
+    repetition.carry_on(call, book)
     merged = book.merge(lifted, f"two widths meet at {call.op.where}")
     return [merged if len(shape) == ndim else () for shape in call.out_shapes]
 
 
-def _fits(call: Call, ref: Ref, label: Label, ndim: int) -> bool:
+def _fits(call: Call, book: Book, ref: Ref, label: Label, ndim: int) -> bool:
     shape = call.shape(ref)
     axis = label.axis - (ndim - len(shape))
-    if axis < 0 or shape[axis] == 1:
-        return True
-    return any(own.axis == axis for own in call.known.get(ref.index, ()))
+    return axis < 0 or shape[axis] == 1 or repetition.shares(call, book, ref, label, axis)
 
 
 def blank(call: Call, book: Book) -> list[Labels]:

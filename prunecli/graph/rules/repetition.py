@@ -1,0 +1,82 @@
+"""Values that are alike all along a dim, such as ``mask.expand_as(x)`` and ``torch.ones(x.shape)``.
+
+They belong to whatever channels they meet. That their size follows is for the trial cut to find out.
+"""
+
+from __future__ import annotations
+
+from prunecli.graph.labels import Book, Label, Labels, Repeated, along
+from prunecli.graph.rules.call import RULES, Call
+from prunecli.graph.rules.layout import layout
+from prunecli.graph.tape import Op, Ref, is_pointwise
+
+UNIFORM = {"aten.ones", "aten.full", "aten.new_ones", "aten.new_full"}
+PICKS = {"aten.gather", *(f"aten.scatter{kind}{end}" for kind in ("", "_add", "_reduce") for end in ("", "_"))}
+WRITES = {"aten.index_add", "aten.index_add_", "aten.index_copy", "aten.index_copy_"}
+# What looks at every position by itself, beside what torch tags as pointwise.
+_BY_POSITION = {"aten.clone", "aten._to_copy", "aten.alias", "aten.detach", "aten.cat", "aten.stack", *PICKS, *WRITES}
+
+
+def uniform(call: Call, book: Book) -> list[Labels]:
+    """One number everywhere."""
+    (shape,) = call.out_shapes
+    book.repeated[call.op.outputs[0]] = Repeated(frozenset(range(len(shape))))
+    return [()]
+
+
+def spread(call: Call, book: Book) -> list[Labels]:
+    """Dims of one position, and new ones, get as many as the op is told."""
+    (shape,), source = call.out_shapes, call.shape(call.op.refs[0])
+    padded = (1,) * (len(shape) - len(source)) + source
+    book.repeated[call.op.outputs[0]] = Repeated(frozenset(dim for dim, size in enumerate(padded) if size == 1))
+    return layout(call, book)
+
+
+RULES |= dict.fromkeys(UNIFORM, uniform) | dict.fromkeys(("aten.expand", "aten.repeat"), spread)
+
+
+def carry_on(call: Call, book: Book) -> None:
+    """What is computed position by position from operands that are alike along a dim is alike there as well."""
+    if not any(ref.index in book.repeated for ref in call.op.refs):
+        return
+    for output, shape in zip(call.op.outputs, call.out_shapes, strict=True):
+        dims = {dim for dim in range(len(shape)) if all(_is_alike(call, book, ref, dim, shape) for ref in call.op.refs)}
+        sources = tuple(ref.index for ref in call.op.refs if call.shape(ref) == shape)
+        book.repeated[output] = Repeated(frozenset(dims), sources)
+
+
+def _is_alike(call: Call, book: Book, ref: Ref, dim: int, shape: tuple[int, ...]) -> bool:
+    """Whether an operand is alike along a dim of the result, because it is repeated or broadcast."""
+    own = dim - len(shape) + len(call.shape(ref))
+    known = book.repeated.get(ref.index)
+    return own < 0 or call.shape(ref)[own] == 1 or (known is not None and own in known.dims)
+
+
+def shares(call: Call, book: Book, ref: Ref, label: Label, axis: int) -> bool:
+    """Whether an operand has channels along `axis`, or takes over those of a label there."""
+    if any(own.axis == axis for own in call.known.get(ref.index, ())):
+        return True
+    size = label.ids.shape[label.axis]
+    if label.index_dims or call.shape(ref)[axis] != size or not _is_free(call, book, ref.index, axis):
+        return False
+    _take_over(call, book, ref.index, along(label.ids.reshape(-1), axis, len(call.shape(ref))))
+    return True
+
+
+def _is_free(call: Call, book: Book, index: int, axis: int) -> bool:
+    """Whether nobody sees how often a value is repeated: a sum over it would."""
+    known = book.repeated.get(index)
+    if known is None or axis not in known.dims:
+        return False
+    readers = (op for op in call.tape.ops if any(ref.index == index for ref in op.refs))
+    return all(map(_by_position, readers)) and all(_is_free(call, book, source, axis) for source in known.sources)
+
+
+def _by_position(op: Op) -> bool:
+    return is_pointwise(op.func) or op.name in _BY_POSITION
+
+
+def _take_over(call: Call, book: Book, index: int, label: Label) -> None:
+    call.known[index] = (*call.known.get(index, ()), label)
+    for source in book.repeated[index].sources:
+        _take_over(call, book, source, label)
