@@ -123,6 +123,12 @@ MUTANTS = {
         "            expected[label.axis] = [*self.tape.shapes[new], 0, 0, 0][label.axis]",
         "zoo/test_user_models.py::test_random_cuts_run[WrittenRow]",
     ),
+    "layers that share a number lose other counts": Mutant(
+        "graph/channels.py",
+        "        book.equal_counts(torch.cat(rows))\n",
+        "        pass\n",
+        "pipeline/test_in_memory.py::test_one_number_for_several_layers",
+    ),
     "a sum may see how often a value is repeated": Mutant(
         "graph/rules/repetition.py",
         "    return all(map(_by_position, readers)) and",

@@ -178,25 +178,28 @@ def trace(
     module: nn.Module,
     example: Example,
     whole: Mapping[str, frozenset[int]] | None = None,
+    numbered: frozenset[str] = frozenset(),
     *,
     through_norms: bool = False,
 ) -> Channels:
     """Find the channels of a model. The model is not changed and not run on its own device.
 
     With `through_norms`, channels may go that a layer norm or a mean runs over.
-    In the modules named in `whole`, attention heads go as a whole (see `Book`); elsewhere every head gets narrower.
+    In the modules named in `whole`, attention heads go as a whole, elsewhere every head gets narrower; those named in
+    `numbered` hold sizes as numbers (see `Book`).
 
     Where the forward pass in eval mode leaves parameters unused (auxiliary heads), a pass in training mode
     adds its ties, so that the cut model can still be trained.
     """
     tape = record(module, example)
-    book = Book(whole=whole or {}, through_norms=through_norms)
+    book = Book(whole=whole or {}, numbered=numbered, through_norms=through_norms)
     slots = label_parameters(tape, book)
     labels = walk(tape, slots, book)
     used = tape.used_params()
     if any(name not in used for name, _ in slots):
         used |= _train_pass(module, example, slots, book)
     _freeze_literals(module, book)
+    _share_numbers(module, book)
     for (name, _), ids in slots.items():
         if name not in used:
             book.freeze((Label(ids, 0),), "not used in the forward pass")
@@ -206,17 +209,20 @@ def trace(
 def holders(module: nn.Module, told: Told) -> list[tuple[str, str, int | None]]:
     """The attributes that may hold told sizes: path of the module, name, and which size, None for all in a row.
 
-    The size of a part may be held by the modules inside as well, torch's own excepted, which know of no parts.
+    A size by itself may be held by the modules inside as well, torch's own excepted, which know of none.
     """
     owner = module.get_submodule(told.module)
     rows: list[tuple[str, str, int | None]] = [
-        (told.module, n, None) for n, v in vars(owner).items() if type(v) in (tuple, list) and tuple(v) == told.sizes
+        (told.module, name, None)
+        for name, value in vars(owner).items()
+        if type(value) in (tuple, list) and all(type(n) is int for n in value) and tuple(value) == told.sizes
     ]
-    if not told.reason:
+    if not told.one_by_one:
         return rows
+    places = {size: place for place, size in enumerate(told.sizes) if size > 1 and told.ids[place] is not None}
     parts = ((p, m) for p, m in owner.named_modules(prefix=told.module) if not type(m).__module__.startswith("torch."))
     numbers = ((p, name, value) for p, m in parts for name, value in vars(m).items() if type(value) is int)
-    return [*rows, *((path, name, told.sizes.index(value)) for path, name, value in numbers if value in told.sizes)]
+    return [*rows, *((path, name, places[value]) for path, name, value in numbers if value in places)]
 
 
 def _freeze_literals(module: nn.Module, book: Book) -> None:
@@ -235,6 +241,18 @@ def _freeze_literals(module: nn.Module, book: Book) -> None:
                 book.freezes.append(Freeze(ids, f"a fixed number of channels is padded in {pad.module or 'the model'}"))
 
 
+def _share_numbers(module: nn.Module, book: Book) -> None:
+    """Sizes that one attribute holds stay equal."""
+    held: dict[tuple[str, str], list[torch.Tensor]] = {}
+    for told in (told for told in book.told if told.one_by_one):
+        for path, name, place in holders(module, told):
+            ids = None if place is None else told.ids[place]
+            if ids is not None:
+                held.setdefault((path, name), []).append(ids.reshape(1, -1))
+    for rows in held.values():
+        book.equal_counts(torch.cat(rows))
+
+
 def _train_pass(
     module: nn.Module, example: Example, slots: dict[tuple[str, int], torch.Tensor], book: Book
 ) -> set[str]:
@@ -244,7 +262,7 @@ def _train_pass(
         tape = record(module, pair, train=True)
     except Exception:
         return set()
-    extra = replace(book, reads=[], mixed=[], pads=[], counted=[], told=[])
+    extra = replace(book, reads=[], mixed=[], pads=[], counted=[], told=[], repeated={})
     walk(tape, slots, extra)
     _freeze_literals(module, extra)
     book.next_id = extra.next_id

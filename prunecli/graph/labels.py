@@ -7,7 +7,7 @@ that cannot be followed is frozen, with its reason.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -96,12 +96,14 @@ class Told:
         sizes: as they were told.
         ids: of the channels that make up a size, None where it is fixed.
         reason: why these channels stay whole where no attribute holds the sizes; empty where the trial cut decides.
+        one_by_one: whether each size may have an attribute of its own, besides all of them having one together.
     """
 
     module: str
     sizes: tuple[int, ...]
     ids: tuple[Tensor | None, ...]
     reason: str = ""
+    one_by_one: bool = True
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ class Book:
 
     `whole` names modules in which attention heads go as a whole, with the numbers of heads that a view there may
     split off (any, where none is given); elsewhere every head gets narrower.
+
+    `numbered` names modules whose attributes hold single sizes that a view or a split there is told.
     """
 
     next_id: int = 1
@@ -147,6 +151,7 @@ class Book:
     blocks: list[Tensor] = field(default_factory=list)  # (rows, channels): equally many kept in each row
     filters: list[Tensor] = field(default_factory=list)  # those of the blocks that are groups of a convolution
     whole: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    numbered: frozenset[str] = frozenset()
     through_norms: bool = False
     mixed: list[Mixed] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
@@ -162,6 +167,10 @@ class Book:
         """Whether a view into `count` parts in this module makes heads that go as a whole."""
         numbers = self.whole.get(module)
         return numbers is not None and (not numbers or any(count % number == 0 for number in numbers))
+
+    def tell(self, module: str, sizes: Sequence[int], ids: Sequence[Tensor | None], reason: str = "") -> None:
+        """An op in this module is told these sizes."""
+        self.told.append(Told(module, tuple(sizes), tuple(ids), reason, bool(reason) or module in self.numbered))
 
     def fresh(self, count: int) -> Tensor:
         """New ids, (count,)."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from prunecli.graph.channels import Bools, Channels, Group, components, trace
+from prunecli.graph.channels import Bools, Channels, Group, components, holders, trace
 from prunecli.graph.garbage import uncollected
 from prunecli.graph.labels import Split
 from prunecli.graph.tape import Example
@@ -44,7 +44,8 @@ def survey(
 ) -> Channels:
     """The channels of a model, with what breaks it frozen.
 
-    Attention whose heads cannot get narrower is tried again with heads that go as a whole.
+    Attention whose heads cannot get narrower is tried again with heads that go as a whole, and modules that say a size
+    which no longer fits with an attribute that follows.
 
     Args:
         module: stays as it is.
@@ -53,16 +54,34 @@ def survey(
         through_norms: let channels go that a layer norm or a mean runs over.
     """
 
-    def find(whole: Heads) -> Channels:
-        return settle(module, example, restrict(trace(module, example, whole, through_norms=through_norms)))
+    def attempt(whole: Heads, numbered: frozenset[str]) -> tuple[Channels, frozenset[str]]:
+        traced = restrict(trace(module, example, whole, numbered, through_norms=through_norms))
+        found = settle(module, example, traced)
+        return found, _misfits(module, found, found.frozen & ~traced.frozen)
 
+    nothing: frozenset[str] = frozenset()
     whole = only_whole(module)
-    channels = find(whole)
+    channels, misfits = attempt(whole, nothing)
+    tries = [(whole, misfits)]
     stuck = whole_as_well(module, [s for s in channels.splits if channels.frozen[channels.of(s.ids)].all()])
-    if stuck.keys() <= whole.keys():
-        return channels
-    again = find(whole | stuck)
-    return again if _free(again) > _free(channels) else channels
+    if not stuck.keys() <= whole.keys():
+        other, misfits = attempt(whole | stuck, nothing)
+        tries.append((whole | stuck, misfits))
+        channels = max(channels, other, key=_free)
+    for heads, numbered in tries:
+        if numbered:
+            channels = max(channels, attempt(heads, numbered)[0], key=_free)
+    return channels
+
+
+def _misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[str]:
+    """Modules that tell an op the size of channels whose cut broke the model, and have an attribute of that size."""
+    suspects = (replace(told, one_by_one=True) for told in channels.told)
+    return frozenset(
+        told.module
+        for told in suspects
+        if any(broken[channels.of(ids)].any() for ids in told.ids if ids is not None) and holders(module, told)
+    )
 
 
 def _free(channels: Channels) -> int:

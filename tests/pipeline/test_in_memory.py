@@ -9,6 +9,7 @@ import pytest
 import torch
 from randomise import randomise
 from torch import Tensor, nn
+from zoo.user_models import MODELS
 
 import prunecli
 from prunecli.arch.registry import build
@@ -75,6 +76,16 @@ def test_what_is_written_fills_a_fresh_one(wrapped: Callable[[nn.Module], nn.Mod
     again = prunecli.prune(recipe(budget={"params": 0.9}), filled, tmp_path / "o2.safetensors", TAKES)
     twice = prunecli.load(tmp_path / "o2.safetensors", into=prunecli.load(path, into=network(seed=2)))
     assert sum(p.numel() for p in twice.parameters()) == again.after.params < facts.after.params
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_number_for_several_layers(seed: int, tmp_path: Path) -> None:
+    torch.manual_seed(seed)
+    module, takes = randomise(MODELS["NumberInTwoViews"]()), prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    settings = recipe(method={"name": "magnitude", "exclude": ["stem"]}, budget={"flops": 0.7}, strip={"round_to": 1})
+    prunecli.prune(settings, module, tmp_path / "o.safetensors", takes)
+    filled = prunecli.load(tmp_path / "o.safetensors", into=MODELS["NumberInTwoViews"]())
+    assert filled.width == len(filled.query.weight) == len(filled.value.weight) < 8
 
 
 def test_nothing_to_cut_fills_it_with_the_same_numbers(tmp_path: Path) -> None:

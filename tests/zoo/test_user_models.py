@@ -18,7 +18,7 @@ from prunecli.surgery.verify import compare, random_example
 
 EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
 WHOLE = {
-    "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy", "Shuffled", "Normed",
+    "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy", "Normed",
     "MultiHead", "DictOutput", "EncoderLayer", "LiteralGroups", "LiteralSplit", "LiteralParts",
     "PickedChannels", "ExpandedByNumber", "CountedChannels", "CountedLater",
 }  # fmt: skip
@@ -72,6 +72,18 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
     groups = [g for g in channels.groups if "stem.weight[0]" in channels.member_names(g)]
     assert any(g.frozen for g in groups)
     assert all(g.frozen != "coupled to a frozen channel" for g in groups)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors"),
+    [("NumberInTwoViews", ("query.weight[0]", "value.weight[0]")), ("NumberOfSplit", ("conv.weight[0]",)),
+     ("NumberOfHeads", ("slopes.weight[0]",)), ("Shuffled", ("stem.weight[0]",))],
+)  # fmt: skip
+def test_a_number_that_an_attribute_holds_follows(name: str, tensors: tuple[str, ...]) -> None:
+    channels = settled(built(name))
+    for tensor in tensors:
+        group = next(g for g in channels.groups if tensor in channels.member_names(g))
+        assert group.frozen == ""
 
 
 @pytest.mark.parametrize(

@@ -706,3 +706,47 @@ class CountedLater(Weighed):
         wide = weights.expand_as(x)
         doubled = wide * 2
         return x * wide + doubled.sum(1, keepdim=True)
+
+
+@model
+class NumberInTwoViews(Base):
+    """One attribute holds the width of three layers, two of which are multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.query, self.key, self.value = (nn.Conv2d(16, 8, 1) for _ in range(3))
+        self.out = nn.Conv2d(8, 16, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        n, _, *size = x.shape
+        query, key, value = (layer(x).view(n, self.width, -1) for layer in (self.query, self.key, self.value))
+        mixed = value @ (query.transpose(1, 2) @ key).softmax(-1)
+        return x + self.out(mixed.view(n, self.width, *size))
+
+
+@model
+class NumberOfSplit(Base):
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.width = 8
+        self.conv = nn.Conv2d(16, 16, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        first, second = torch.split(self.conv(x), self.width, 1)
+        return torch.max(first, second)
+
+
+@model
+class NumberOfHeads(Base):
+    """An activation whose slopes a layer gives, four for each channel (dynamic ReLU)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 16
+        self.slopes = nn.Linear(16, 64)
+
+    def middle(self, x: Tensor) -> Tensor:
+        slopes = self.slopes(x.mean((2, 3))).view(-1, self.width, 4)
+        places = x.permute(2, 3, 0, 1).unsqueeze(-1)
+        return (places * slopes[..., :2] + slopes[..., 2:]).amax(-1).permute(2, 3, 0, 1)

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from prunecli.graph.labels import Book, Label, Labels, Route, Split, Told, along, compact, route, transport
+from prunecli.graph.labels import Book, Label, Labels, Route, Split, along, compact, route, transport
 from prunecli.graph.rules.call import NOT_A_CHANNEL, RULES, Call, dims_of, rule, unknown
 from prunecli.graph.tape import Ref
 
@@ -21,6 +21,7 @@ LAYOUT = {
     )
 }  # fmt: skip
 VIEWS = {"aten.view", "aten._unsafe_view", "aten.reshape"}
+SPLITS = {"aten.split", "aten.unsafe_split"}
 RESHAPES = {*VIEWS, "aten.pixel_shuffle", "aten.pixel_unshuffle"}
 
 
@@ -37,8 +38,8 @@ def layout(call: Call, book: Book) -> list[Labels]:
     outputs = [_one_per_axis(call, book, labels) for labels in results]
     if call.op.name in VIEWS:
         by_axis = {label.axis: label.rows()[0] for label in outputs[0]}
-        sizes = tuple(call.op.args[1])
-        book.told.append(Told(call.op.module, sizes, tuple(by_axis.get(dim) for dim in range(len(sizes)))))
+        sizes = call.op.args[1]
+        book.tell(call.op.module, sizes, [by_axis.get(dim) for dim in range(len(sizes))])
     return outputs
 
 
@@ -79,6 +80,8 @@ def _split(call: Call, book: Book, label: Label, axes: list[int]) -> Label:
     """Where a view splits the axis into heads and their width, one of the two is what gets shorter."""
     if len(axes) < 2 or call.op.name not in RESHAPES:
         return compact(label.ids, label.axis)
+    if call.op.name == "aten.pixel_shuffle":
+        return _as_a_whole(book, label, axes[0], axes[1:])
     heads, width = axes[-2:]
     ids = label.ids.movedim((heads, width), (-2, -1))
     split = Split(call.op.module, ids.reshape(-1, *ids.shape[-2:])[0])
@@ -91,9 +94,16 @@ def _split(call: Call, book: Book, label: Label, axes: list[int]) -> Label:
     book.splits.append(split)
     if not whole:
         return compact(label.ids, width)
-    first = label.ids.narrow(width, 0, 1)
+    return _as_a_whole(book, label, heads, [width])
+
+
+def _as_a_whole(book: Book, label: Label, axis: int, within: list[int]) -> Label:
+    """What lies at one place of an axis stays or goes together."""
+    first = label.ids
+    for dim in within:
+        first = first.narrow(dim, 0, 1)
     book.tie(first, label.ids)
-    return compact(first, heads)
+    return compact(first, axis)
 
 
 def _cut_up(call: Call, book: Book, label: Label, parts: list[Label | None]) -> None:
@@ -107,9 +117,11 @@ def _cut_up(call: Call, book: Book, label: Label, parts: list[Label | None]) -> 
         return book.freeze((label,), reason)
     if equal:
         book.equal_counts(label.ids.reshape(-1, part))
+    ids = [None if part is None else part.ids.reshape(-1) for part in parts]
     if call.op.name == "aten.split_with_sizes":
-        ids = tuple(None if part is None else part.ids.reshape(-1) for part in parts)
-        book.told.append(Told(call.op.module, tuple(call.op.args[1]), ids, "" if equal else reason))
+        book.tell(call.op.module, call.op.args[1], ids, "" if equal else reason)
+    elif call.op.name in SPLITS and equal:
+        book.tell(call.op.module, [part], ids[:1])
     elif not equal:
         book.freeze((label,), reason)
     return None
