@@ -20,22 +20,25 @@ REDUCTIONS = {
 }  # fmt: skip
 
 
+THROUGH = "; method.through_norms would let them go"
+
+
 def mixing(call: Call, book: Book) -> list[Labels]:
     """Softmax, sums along a dim, sorting, Fourier transforms: channels along it stay whole, the others pass."""
     mixed = dims_of(call.named("dim", -1), len(call.out_shapes[0]))
-    first, *others = _passed(call, book, mixed, ())
+    first, *others = _passed(call, book, mixed)
     return [first, *(first for _ in others)]
 
 
-def _passed(call: Call, book: Book, mixed: set[int], affine: tuple[int, ...]) -> list[Labels]:
+def _passed(call: Call, book: Book, mixed: set[int], affine: tuple[int, ...] = (), remedy: str = "") -> list[Labels]:
     """All labels pass; those along the dims of the statistic stay whole, with the arguments that scale and shift.
 
     Rows that the statistic brings together lose the same channels. A dim that changes its size holds no channels then.
     """
     whole = tuple(label for label in call.labels(0) if label.axis in mixed)
-    book.freeze(whole, f"every channel influences the others at {call.op.where}")
+    book.freeze(whole, f"every channel influences the others at {call.op.where}{remedy}")
     for position in affine:
-        book.freeze(call.labels(position), f"belongs to the normalisation {call.op.where}")
+        book.freeze(call.labels(position), f"belongs to the normalisation {call.op.where}{remedy}")
     aligned = (book.align(label) if mixed.intersection(label.index_dims) else label for label in call.labels(0))
     shape = call.out_shapes[0]
     passed = tuple(
@@ -50,7 +53,7 @@ def layer_norm(call: Call, book: Book) -> list[Labels]:
     ndim, normal = len(call.out_shapes[0]), len(call.op.args[1])
     if book.through_norms and normal == 1:
         return _through(call, book, ndim - 1, (2, 3))
-    return _passed(call, book, set(range(ndim - normal, ndim)), (2, 3))
+    return _passed(call, book, set(range(ndim - normal, ndim)), (2, 3), THROUGH if normal == 1 else "")
 
 
 @rule("aten::native_group_norm")
@@ -59,7 +62,8 @@ def group_norm(call: Call, book: Book) -> list[Labels]:
     ndim, groups = len(call.out_shapes[0]), int(call.op.args[6])
     places = set(range(2, ndim))
     if groups == 1:
-        return _through(call, book, 1, (1, 2)) if book.through_norms else _passed(call, book, {1, *places}, (1, 2))
+        through = book.through_norms
+        return _through(call, book, 1, (1, 2)) if through else _passed(call, book, {1, *places}, (1, 2), THROUGH)
     outputs = _scaled(call, book, 1, (1, 2))
     for label in outputs[0]:
         if label.axis == 1:
@@ -118,7 +122,8 @@ def reduction(call: Call, book: Book) -> list[Labels]:
         if book.through_norms and label.axis in reduced and not label.index_dims:
             book.mixed.append(Mixed(call.op.index, label))
         elif label.axis in reduced or any(d in reduced for d in label.index_dims):
-            book.freeze((label,), f"summed up at {call.op.where}")
+            remedy = THROUGH if label.axis in reduced and not label.index_dims else ""
+            book.freeze((label,), f"summed up at {call.op.where}{remedy}")
         elif keepdim:
             passed.append(label)
         else:
