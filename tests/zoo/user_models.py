@@ -750,3 +750,27 @@ class NumberOfHeads(Base):
         slopes = self.slopes(x.mean((2, 3))).view(-1, self.width, 4)
         places = x.permute(2, 3, 0, 1).unsqueeze(-1)
         return (places * slopes[..., :2] + slopes[..., 2:]).amax(-1).permute(2, 3, 0, 1)
+
+
+@model
+class SharedFilter(Base):
+    """Every channel goes through the same filter."""
+
+    blur: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("blur", torch.tensor([[[[1.0, 2, 1], [2, 4, 2], [1, 2, 1]]]]) / 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.blur.expand(x.shape[1], -1, -1, -1), padding=1, groups=x.shape[1])
+
+
+@model
+class MaskedMean(Base):
+    """The mean over some places, as sentence embeddings are made."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        mask = (torch.arange(rows.shape[1], device=x.device) % 3 > 0)[None, :, None].expand(rows.shape).to(x.dtype)
+        return (rows * mask).sum(1) / mask.sum(1).clamp(min=1e-9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prunecli.graph.labels import Book, Label, Labels, Read, along
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call, rule, unknown
 from prunecli.graph.rules.pattern import pattern
+from prunecli.graph.rules.repetition import shares
 
 
 @rule("aten::convolution")
@@ -45,10 +46,13 @@ def _channel_label(call: Call, book: Book, position: int, axis: int) -> Label | 
 def _depthwise(call: Call, book: Book, transposed: bool) -> list[Labels]:
     """A filter bank for each input channel: removing the channel removes its filters."""
     groups = int(call.op.args[8])
-    data, rows = _channel_label(call, book, 0, 1), _channel_label(call, book, 1, 0)
-    bias = _channel_label(call, book, 2, 0)
-    source = call.ref(0)
+    data, bias = _channel_label(call, book, 0, 1), _channel_label(call, book, 2, 0)
+    source, weight = call.ref(0), call.ref(1)
     assert source is not None
+    assert weight is not None
+    if data is not None:
+        shares(call, book, weight, data, 0)  # one filter for all channels: ``blur.expand(channels, 1, 3, 3)``
+    rows = _channel_label(call, book, 1, 0)
     out_channels = call.out_shapes[0][1]
     labels = tuple(label for label in (data, rows, bias) if label is not None)
     if call.shape(source)[1] != groups or data is None or rows is None or (transposed and out_channels != groups):

@@ -6,8 +6,9 @@ They belong to whatever channels they meet. That their size follows is for the t
 from __future__ import annotations
 
 from prunecli.graph.labels import Book, Label, Labels, Repeated, along
-from prunecli.graph.rules.call import RULES, Call
+from prunecli.graph.rules.call import RULES, Call, dims_of
 from prunecli.graph.rules.layout import layout
+from prunecli.graph.rules.norm import REDUCTIONS
 from prunecli.graph.tape import Op, Ref, is_pointwise
 
 UNIFORM = {"aten.ones", "aten.full", "aten.new_ones", "aten.new_full"}
@@ -69,10 +70,18 @@ def _is_free(call: Call, book: Book, index: int, axis: int) -> bool:
     if known is None or axis not in known.dims:
         return False
     readers = (op for op in call.tape.ops if any(ref.index == index for ref in op.refs))
-    return all(map(_by_position, readers)) and all(_is_free(call, book, source, axis) for source in known.sources)
+    return all(_is_blind(call, op, index, axis) for op in readers) and all(
+        _is_free(call, book, source, axis) for source in known.sources
+    )
 
 
-def _by_position(op: Op) -> bool:
+def _is_blind(call: Call, op: Op, index: int, axis: int) -> bool:
+    """Whether an op gives for each position along the axis what it would give if there were more or fewer of them."""
+    if op.name in REDUCTIONS:
+        dims = Call(op, call.tape, call.known).named("dim", None)
+        return dims not in (None, []) and axis not in dims_of(dims, len(call.tape.shapes[index]))
+    if op.name == "aten.convolution":
+        return axis == 0 and op.args[1] == Ref(index)  # filters
     return is_pointwise(op.func) or op.name in _BY_POSITION
 
 
