@@ -16,6 +16,7 @@ from torch import nn
 from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read, Split, Told, along
 from prunecli.graph.rules import apply
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
+from prunecli.graph.rules.layout import LAYOUT
 from prunecli.graph.tape import Example, Tape, record
 
 Ints = NDArray[np.int64]
@@ -164,7 +165,7 @@ def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> 
         index = tape.params[name]
         known[index] = (*known.get(index, ()), along(ids, dim, len(tape.shapes[index])))
     for op in tape.live_ops():
-        if op.outputs and all(0 in tape.shapes[index] for index in op.outputs):
+        if op.name in LAYOUT and all(0 in tape.shapes[index] for index in op.outputs):
             continue  # an empty slice holds nobody's channels
         outputs = apply(Call(op, tape, known), book)
         for index, labels in zip(op.outputs, outputs, strict=True):

@@ -77,9 +77,10 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "tensors"),
     [("NumberInTwoViews", ("query.weight[0]", "value.weight[0]")), ("NumberOfSplit", ("conv.weight[0]",)),
-     ("NumberOfHeads", ("slopes.weight[0]",)), ("Shuffled", ("stem.weight[0]",))],
+     ("NumberOfHeads", ("slopes.weight[0]",)), ("Shuffled", ("stem.weight[0]",)),
+     ("Experts", tuple(f"experts.{number}.0.weight[0]" for number in range(4)))],
 )  # fmt: skip
-def test_a_number_that_an_attribute_holds_follows(name: str, tensors: tuple[str, ...]) -> None:
+def test_inner_channels_can_be_pruned(name: str, tensors: tuple[str, ...]) -> None:
     channels = settled(built(name))
     for tensor in tensors:
         group = next(g for g in channels.groups if tensor in channels.member_names(g))

@@ -774,3 +774,22 @@ class MaskedMean(Base):
         rows = x.flatten(2).transpose(1, 2)
         mask = (torch.arange(rows.shape[1], device=x.device) % 3 > 0)[None, :, None].expand(rows.shape).to(x.dtype)
         return (rows * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+
+
+@model
+class Experts(Base):
+    """Each place goes to two of four experts; to some of them, none may go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(16, 4)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) for _ in range(4))
+
+    def middle(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2).flatten(0, 1)
+        weights, chosen = self.gate(rows).softmax(-1).topk(2, -1)
+        mixed = torch.zeros_like(rows)
+        for number, expert in enumerate(self.experts):
+            place, rank = torch.where(chosen == number)
+            mixed.index_add_(0, place, expert(rows[place]) * weights[place, rank, None])
+        return mixed.unflatten(0, (len(x), -1)).mean(1)

@@ -150,7 +150,8 @@ def index(call: Call, book: Book) -> list[Labels]:
         if label.axis in indexed or any(d in indexed for d in label.index_dims):
             book.freeze((label,), f"indexed at {call.op.where}")
             continue
-        zeros = [None if s is None else torch.zeros(s, dtype=torch.int64) for s in shapes]
+        # of an expert that no token goes to, as of one that gets one
+        zeros = [None if s is None else torch.zeros([max(n, 1) for n in s], dtype=torch.int64) for s in shapes]
         path = route(label, call.shape(source), lambda p, z=zeros: torch.ops.aten.index(p, z))  # type: ignore[misc]
         moved = transport(label, path)
         if moved is None or len(call.out_shapes[0]) != moved[0].ids.ndim:
