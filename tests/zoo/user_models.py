@@ -793,3 +793,19 @@ class Experts(Base):
             place, rank = torch.where(chosen == number)
             mixed.index_add_(0, place, expert(rows[place]) * weights[place, rank, None])
         return mixed.unflatten(0, (len(x), -1)).mean(1)
+
+
+@model
+class BiasByIndex(Base):
+    """A bias for each pair of places, looked up by how far they are apart."""
+
+    apart: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Parameter(torch.randn(15, 1)), nn.Linear(16, 16)
+        self.register_buffer("apart", torch.arange(8)[:, None] - torch.arange(8)[None] + 7)
+
+    def middle(self, x: Tensor) -> Tensor:
+        bias = self.table[self.apart.view(-1)].view(8, 8, -1).squeeze(-1)
+        return self.mix((x @ (x.transpose(-1, -2) @ x + bias).softmax(-1)).mean((2, 3)))

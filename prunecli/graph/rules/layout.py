@@ -144,6 +144,8 @@ def index(call: Call, book: Book) -> list[Labels]:
         return unknown(call, book)
     indices = call.op.args[1]
     indexed = {d for d, i in enumerate(indices) if isinstance(i, Ref)}
+    for places in (i for i in indices if isinstance(i, Ref)):
+        book.freeze(call.known.get(places.index, ()), f"says where to look at {call.op.where}")
     shapes = [call.shape(i) if isinstance(i, Ref) else None for i in indices]
     results: list[Label] = []
     for label in call.labels(0):
