@@ -797,15 +797,19 @@ class Experts(Base):
 
 @model
 class BiasByIndex(Base):
-    """A bias for each pair of places, looked up by how far they are apart."""
+    """Heads as wide as a share of the stream, with a bias that is looked up by how far places are apart (Swin)."""
 
     apart: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.mix = nn.Parameter(torch.randn(15, 1)), nn.Linear(16, 16)
+        self.table, self.qkv, self.mix = nn.Parameter(torch.randn(15, 1)), nn.Linear(16, 48), nn.Linear(16, 16)
         self.register_buffer("apart", torch.arange(8)[:, None] - torch.arange(8)[None] + 7)
 
     def middle(self, x: Tensor) -> Tensor:
-        bias = self.table[self.apart.view(-1)].view(8, 8, -1).squeeze(-1)
-        return self.mix((x @ (x.transpose(-1, -2) @ x + bias).softmax(-1)).mean((2, 3)))
+        rows = x.mean(3).transpose(1, 2)
+        n, t, c = rows.shape
+        query, key, value = self.qkv(rows).reshape(n, t, 3, 2, c // 2).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table[self.apart.view(-1)].view(t, t)
+        heads = (query @ key.transpose(-1, -2) + bias).softmax(-1) @ value
+        return self.mix(heads.transpose(1, 2).reshape(n, t, c)).mean(1)
