@@ -54,27 +54,24 @@ def survey(
         through_norms: let channels go that a layer norm or a mean runs over.
     """
 
-    def attempt(whole: Heads, numbered: frozenset[str]) -> tuple[Channels, frozenset[str]]:
+    def attempt(whole: Heads, numbered: frozenset[str] = frozenset()) -> tuple[Channels, frozenset[str]]:
         traced = restrict(trace(module, example, whole, numbered, through_norms=through_norms))
         found = settle(module, example, traced)
-        return found, _misfits(module, found, found.frozen & ~traced.frozen)
+        return found, misfits(module, found, found.frozen & ~traced.frozen)
 
-    nothing: frozenset[str] = frozenset()
     whole = only_whole(module)
-    channels, misfits = attempt(whole, nothing)
-    tries = [(whole, misfits)]
+    channels, misfit = attempt(whole)
+    tries, found = [(whole, misfit)], [channels]
     stuck = whole_as_well(module, [s for s in channels.splits if channels.frozen[channels.of(s.ids)].all()])
     if not stuck.keys() <= whole.keys():
-        other, misfits = attempt(whole | stuck, nothing)
-        tries.append((whole | stuck, misfits))
-        channels = max(channels, other, key=_free)
-    for heads, numbered in tries:
-        if numbered:
-            channels = max(channels, attempt(heads, numbered)[0], key=_free)
-    return channels
+        other, misfit = attempt(whole | stuck)
+        tries.append((whole | stuck, misfit))
+        found.append(other)
+    found += [attempt(heads, numbered)[0] for heads, numbered in tries if numbered]
+    return max(found, key=_free)
 
 
-def _misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[str]:
+def misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[str]:
     """Modules that tell an op the size of channels whose cut broke the model, and have an attribute of that size."""
     suspects = (replace(told, one_by_one=True) for told in channels.told)
     return frozenset(

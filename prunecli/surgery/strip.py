@@ -27,7 +27,7 @@ from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.apply import cut
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.plan import repair
-from prunecli.surgery.probe import Restrict, only_whole, settle, whole_as_well
+from prunecli.surgery.probe import Restrict, misfits, only_whole, settle, whole_as_well
 
 Floats = NDArray[np.float64]
 Replace = dict[str, Tensor]  # tensors in place of the model's own
@@ -72,20 +72,24 @@ def strip(module: nn.Module, example: Example, restrict: Restrict = lambda chann
 
 
 def _dead(module: nn.Module, example: Example, restrict: Restrict) -> tuple[Channels, Bools, Replace] | None:
-    """Channels that do not matter, None where there are none: those of narrower heads, or else heads as a whole."""
-    whole, again = only_whole(module), True
-    while again:
-        channels = restrict(trace(module, example, whole))
+    """Channels that do not matter, None where there are none.
+
+    Those of narrower heads, or else heads as a whole and sizes that attributes hold.
+    """
+    ways = only_whole(module), frozenset[str]()
+    while True:
+        whole, numbered = ways
+        traced = channels = restrict(trace(module, example, whole, numbered))
         removed, replace = _plan(module, channels)
         while removed.any() and (settled := settle(module, example, channels, removed)) is not channels:
             channels = settled
             removed, replace = _plan(module, channels)
         if removed.any():
             return channels, removed, replace
-        more = whole_as_well(module, channels.splits)
-        again = not more.keys() <= whole.keys()
-        whole |= more
-    return None
+        misfit = misfits(module, channels, channels.frozen & ~traced.frozen)
+        ways = whole_as_well(module, channels.splits) | whole, numbered | misfit
+        if ways == (whole, numbered):
+            return None
 
 
 def _plan(module: nn.Module, channels: Channels) -> tuple[Bools, Replace]:

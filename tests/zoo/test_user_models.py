@@ -112,6 +112,15 @@ def test_strip_is_exact(name: str, share: float) -> None:
     assert compare(module, result.module, tests, torch.float64).max_rel_error <= 1e-12
 
 
+def test_dead_channels_where_an_attribute_holds_the_width() -> None:
+    module = built("NumberOfSplit")
+    for parameter in module.conv.parameters():
+        parameter.data[[0, 1, 2, 8, 9, 10, 11]] = 0
+    result = strip(module, EXAMPLE)
+    assert compare(module, result.module, [random_example(EXAMPLE, 0)], torch.float64).max_rel_error <= 1e-12
+    assert result.module.width == len(result.module.conv.weight) // 2 == 5
+
+
 def test_a_computed_weight_that_is_zero() -> None:
     module = built("Modulated")
     module.get_parameter("weight").data.zero_()
