@@ -17,9 +17,10 @@ from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Course, Hook
-from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, press, soft
+from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, life, lift, press, soft
 from prunecli.methods.widths import Floats, excluding, widths_of
 from prunecli.recipe.schema import Budget
+from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves
 from prunecli.surgery.strip import strip
 
@@ -82,7 +83,7 @@ class NormThresholds(Hook):
 
     @torch.no_grad()
     def _insert(self, norm: Any) -> None:
-        wrapped = SoftThreshold(self._method.s_init, norm.weight)
+        wrapped = SoftThreshold(self._method.s_init, norm.weight, "exp")  # scales may be larger than 1
         scale = torch.where(norm.weight.abs() < SMALLEST, SMALLEST, norm.weight)
         norm.bias.div_(scale)
         norm.weight.copy_(scale + scale.sign() * wrapped.threshold)
@@ -95,15 +96,29 @@ class NormThresholds(Hook):
         return {self._widths.unit: self._widths.target}
 
     def after_step(self, module: nn.Module, step: int) -> None:
-        """Follow the schedule."""
+        """Follow the schedule: press what is to go, and let nothing else go.
+
+        Thresholds that have risen too far are lowered, and what every layer must keep is put above them.
+        """
         if not self._ramp.due(step):
             return
         lives, target = self._lives(module), 1 - self._ramp.at(step)
-        offset = smallest(lambda offset: self._left(lives > offset) <= target, LOWEST, HIGHEST)
-        for name in self._places:
+        spared = self._spared(lives)
+        offset = smallest(lambda offset: self._left(spared | (lives > offset)) <= target, LOWEST, HIGHEST)
+        lower = min(0.0, offset)
+        for name, channels in self._places.items():
             norm: Any = module.get_submodule(name)
-            press(norm.parametrizations["weight"].original.data, self._threshold(module, name), offset)
-        self._now = {self._widths.unit: self._left(lives > offset)}
+            scale, threshold = norm.parametrizations["weight"].original.data, self._threshold(module, name)
+            longest = spared[channels] & (life(scale, threshold).cpu().numpy() >= lives[channels])
+            threshold.s.data.add_(lower)
+            press(scale, threshold, offset - lower)
+            lift(scale, threshold, torch.from_numpy(longest).to(scale.device))
+        self._now = {self._widths.unit: self._left(spared | (lives > offset))}
+
+    def _spared(self, lives: Floats) -> Bools:
+        """(channels,) the fewest that must stay whatever the budget, those that live longest."""
+        order = np.argsort(-lives, kind="stable")
+        return self._widths.free & ~repair(self._widths.channels, self._widths.free, order, self._widths.min_channels)
 
     def figures(self) -> Mapping[str, float]:
         """The share that is left."""
@@ -138,9 +153,8 @@ class NormThresholds(Hook):
         lives = np.full(self._widths.channels.count, -np.inf)
         for name, channels in self._places.items():
             norm: Any = module.get_submodule(name)
-            scale = norm.parametrizations["weight"].original.abs()
-            last = (scale.clamp(max=1 - 1e-7).logit() - self._threshold(module, name).s).cpu().double().numpy()
-            np.maximum.at(lives, channels, last)
+            last = life(norm.parametrizations["weight"].original, self._threshold(module, name))
+            np.maximum.at(lives, channels, last.cpu().numpy())
         return np.where(np.isneginf(lives), np.inf, lives)  # without a scale a channel never dies
 
 

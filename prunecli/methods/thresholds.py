@@ -214,6 +214,14 @@ def press(weight: Tensor, threshold: SoftThreshold, offset: float) -> None:
     weight.mul_(torch.where(life(weight, threshold) <= offset, below, 1.0))
 
 
+@torch.no_grad()
+def lift(weight: Tensor, threshold: SoftThreshold, chosen: Tensor) -> None:
+    """Put chosen weights above the threshold, in place."""
+    least = threshold.threshold / BELOW
+    sunk = chosen & (weight.abs() < least)
+    weight.copy_(torch.where(sunk, torch.where(weight < 0, -least, least), weight))
+
+
 def decay_exponent(course: Course) -> float:
     """By what power of e the decay alone shrinks a parameter: ``lambda sum(lr) / (1 - momentum)``."""
     return course.settings.weight_decay * sum(course.rates) / (1 - course.settings.momentum)

@@ -127,7 +127,11 @@ def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFac
         output=None,
         seconds=0.0,
         cuts=_cuts(opened, way.model),
-        notes=[*opened.notes, *_disagreement(result.budget, before, after, bool(way.model.journal.gates))],
+        notes=[
+            *opened.notes,
+            *_undershot(result.budget),
+            *_disagreement(result.budget, before, after, bool(way.model.journal.gates)),
+        ],
         recovered=way.recovered,
         predicted=dict(way.predictions),
         found=dict(way.outcomes),
@@ -151,6 +155,15 @@ def _training(
 def _met(budget: BudgetFacts | None, before: Figures, after: Figures) -> BudgetFacts | None:
     """The size is known to the byte only when the file is there."""
     return replace(budget, met=after.bytes / before.bytes) if budget and budget.unit == "size" else budget
+
+
+def _undershot(budget: BudgetFacts | None) -> list[str]:
+    """More may have gone than was asked, such as layers that a training has silenced; that is said."""
+    if budget is None or budget.unit not in ("flops", "params") or budget.asked - budget.met <= TOLERANCE:
+        return []
+    return [
+        f"more went than the {budget.unit} budget asked for: {percent(budget.met)} of {percent(budget.asked)} is left"
+    ]
 
 
 def _disagreement(budget: BudgetFacts | None, before: Figures, after: Figures, gated: bool) -> list[str]:

@@ -198,6 +198,41 @@ def test_a_thresholded_scale_takes_its_shift_along() -> None:
     assert hook.outcomes()["flops"] <= 0.5
 
 
+@pytest.mark.parametrize("rise", [1.0, 6.0, 12.0])
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_thresholds_that_rise_too_far_are_held(rise: float, share: float) -> None:
+    module = convolutional()
+    hook = NormThresholds(SoftThresholds(name="str", structure="channel"), Budget(flops=share))
+    hook.attach(module, course(10))
+    norms = [module[1], module[4]]
+    for norm in norms:
+        norm.parametrizations["weight"][0].s.data += rise
+    hook.after_step(module, 10)
+    assert all(int((norm.weight != 0).sum()) >= 2 for norm in norms)
+    left = hook.figures()["flops"]
+    hook.finalize(module)
+    assert share - 0.1 <= left <= hook.outcomes()["flops"] <= share
+
+
+def test_scales_above_one_do_not_go_all_at_once() -> None:
+    module = convolutional()
+    for norm in (module[1], module[4]):
+        norm.weight.data = 1 + norm.weight.data.abs()
+    hook = NormThresholds(SoftThresholds(name="str", structure="channel"), Budget(flops=0.4))
+    hook.attach(module, course(10))
+    hook.after_step(module, 10)
+    assert 0.3 <= hook.figures()["flops"] <= 0.4
+
+
+def test_one_layer_may_not_go_as_a_whole() -> None:
+    module = convolutional()
+    hook = NormThresholds(SoftThresholds(name="str", structure="channel"), Budget(flops=0.3))
+    hook.attach(module, course(10))
+    module[1].parametrizations["weight"].original.data *= 1e-3
+    hook.after_step(module, 10)
+    assert int((module[1].weight != 0).sum()) >= 2
+
+
 def test_channels_go_and_the_flops_are_met(tmp_path: Path) -> None:
     digits = str(Path(__file__).parents[2] / "recipes" / "digits.safetensors")
     asked = recipe(method=NARROW, budget={"flops": 0.5}, train=LONGER)
