@@ -158,12 +158,10 @@ def _met(budget: BudgetFacts | None, before: Figures, after: Figures) -> BudgetF
 
 
 def _undershot(budget: BudgetFacts | None) -> list[str]:
-    """More may have gone than was asked, such as layers that a training has silenced; that is said."""
+    """Less may be left than was asked for: widths are coarse, much was zero, or a training has silenced a layer."""
     if budget is None or budget.unit not in ("flops", "params") or budget.asked - budget.met <= TOLERANCE:
         return []
-    return [
-        f"more went than the {budget.unit} budget asked for: {percent(budget.met)} of {percent(budget.asked)} is left"
-    ]
+    return [f"{percent(budget.met)} is left where the {budget.unit} budget asks for {percent(budget.asked)}"]
 
 
 def _disagreement(budget: BudgetFacts | None, before: Figures, after: Figures, gated: bool) -> list[str]:

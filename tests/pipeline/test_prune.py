@@ -18,7 +18,7 @@ from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.errors import BudgetMissed, InputError, NothingRemoved, RecipeError, VerificationError
 from prunecli.facts import BudgetFacts, Figures, PruneFacts
-from prunecli.pipeline.prune import _insist_on_budget
+from prunecli.pipeline.prune import _insist_on_budget, _undershot
 from prunecli.recipe.load import validate
 
 
@@ -262,6 +262,12 @@ def test_recovery_needs_images(checkpoint: str, tmp_path: Path) -> None:
 def test_recovery_where_it_makes_no_sense(fields: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match="recover"):
         recipe(recover={}, **fields)
+
+
+def test_less_than_asked_for_is_said() -> None:
+    assert _undershot(BudgetFacts("flops", 0.3, 0.004)) == ["0.40 % is left where the flops budget asks for 30.00 %"]
+    for met in (BudgetFacts("flops", 0.3, 0.295), BudgetFacts("sparsity", 0.9, 0.5), None):
+        assert _undershot(met) == []
 
 
 def test_a_missed_budget_is_no_success_but_no_loss() -> None:
