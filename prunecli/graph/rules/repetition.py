@@ -5,6 +5,8 @@ They belong to whatever channels they meet. That their size follows is for the t
 
 from __future__ import annotations
 
+import torch
+
 from prunecli.graph.labels import Book, Label, Labels, Repeated, along
 from prunecli.graph.rules.call import RULES, Call, dims_of
 from prunecli.graph.rules.layout import layout
@@ -38,6 +40,8 @@ RULES |= dict.fromkeys(UNIFORM, uniform) | dict.fromkeys(("aten.expand", "aten.r
 
 def carry_on(call: Call, book: Book) -> None:
     """What is computed position by position from operands that are alike along a dim is alike there as well."""
+    if torch.Tag.nondeterministic_seeded in call.op.func.tags:
+        return
     if not any(ref.index in book.repeated for ref in call.op.refs):
         return
     for output, shape in zip(call.op.outputs, call.out_shapes, strict=True):
