@@ -266,13 +266,13 @@ def refilled(module: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     Raises:
         InputError: they do not fit.
     """
-    path = str(checkpoint.path)
+    path, inner = str(checkpoint.path), unwrapped(module)
     if checkpoint.module is not None:
         raise CheckpointError(f"{path} holds a whole module", hint="load it without a module to fill")
     container = checkpoint.container
     journal = Journal() if container is None else _recorded(container, path)[0]
-    state = checkpoint.state if container is not None else checkpoint.spelled(module.state_dict()).state
-    assign(module, state, journal, f"{path} as {type(module).__qualname__}")
+    state = checkpoint.state if container is not None else checkpoint.spelled(inner.state_dict()).state
+    assign(inner, state, journal, f"{path} as {type(inner).__qualname__}")
     return module.eval()
 
 
