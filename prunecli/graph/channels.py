@@ -164,7 +164,7 @@ def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> 
     for (name, dim), ids in slots.items():
         index = tape.params[name]
         known[index] = (*known.get(index, ()), along(ids, dim, len(tape.shapes[index])))
-    for op in tape.live_ops():
+    for op in tape.live_ops(unseen=True):  # they must run after a cut as well
         if op.name in LAYOUT and all(0 in tape.shapes[index] for index in op.outputs):
             continue  # an empty slice holds nobody's channels
         outputs = apply(Call(op, tape, known), book)

@@ -115,12 +115,16 @@ class Tape:
     outputs: tuple[int, ...] = ()
     needs_data: bool = False
 
-    def live_ops(self) -> list[Op]:
-        """Ops that the outputs depend on, and those that write into a tensor."""
-        wanted, found = set(self.outputs), []
+    def live_ops(self, *, unseen: bool = False) -> list[Op]:
+        """Ops that the outputs depend on, and those that write into a tensor.
+
+        With `unseen`, layers as well whose results nobody looks at, and what those depend on.
+        """
+        wanted, own, found = set(self.outputs), set(self.params.values()) if unseen else set[int](), []
         for op in reversed(self.ops):
-            if writes(op.func) or wanted.intersection(op.outputs):
-                wanted.update(ref.index for ref in op.refs)
+            reads = [ref.index for ref in op.refs]
+            if writes(op.func) or wanted.intersection(op.outputs) or own.intersection(reads):
+                wanted.update(reads)
                 found.append(op)
         return found[::-1]
 

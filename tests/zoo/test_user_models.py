@@ -20,7 +20,7 @@ EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
 WHOLE = {
     "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy", "Normed",
     "MultiHead", "DictOutput", "EncoderLayer", "LiteralGroups", "LiteralSplit", "LiteralParts",
-    "PickedChannels", "ExpandedByNumber", "CountedChannels", "CountedLater",
+    "ExpandedByNumber", "CountedChannels", "CountedLater",
 }  # fmt: skip
 
 

@@ -813,3 +813,16 @@ class BiasByIndex(Base):
         bias = self.table[self.apart.view(-1)].view(t, t)
         heads = (query @ key.transpose(-1, -2) + bias).softmax(-1) @ value
         return self.mix(heads.transpose(1, 2).reshape(n, t, c)).mean(1)
+
+
+@model
+class Unseen(Base):
+    """A layer computes what nobody looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aside = nn.Conv2d(16, 5, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        self.map = self.aside(x.tanh()).softmax(1)
+        return x
