@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from prunecli.recipe.schema import Budget
 
 
+LEARNING_RATES = {"weight": 50.0, "channel": 5.0}
+
+
 class GumbelMasks(Method):
     """Fields of ``method: {name: gumbel}``.
 
@@ -28,7 +31,8 @@ class GumbelMasks(Method):
         confidence: how far the ranks are apart at the start, as a factor on their logits.
         signed_constant: every weight becomes ``sign(w) std(w)`` of its layer first (+SC in the paper).
         tau: temperature of the gradients.
-        lr: of the logits, with momentum 0.9; it stays.
+        lr: of the logits, with momentum 0.9; it stays. By default 50 for weights as in the paper, and 5 for channels,
+            whose logits get the gradients of many weights.
         rescale_lr: of the factors.
         ramp: share of the run after which the budget is reached.
     """
@@ -41,7 +45,7 @@ class GumbelMasks(Method):
     confidence: float = Field(4.0, gt=0)
     signed_constant: bool = False
     tau: float = Field(1.0, gt=0)
-    lr: float = Field(50.0, gt=0)
+    lr: float | None = Field(None, gt=0)
     rescale_lr: float = Field(1e-3, ge=0)
     ramp: float = Field(0.5, gt=0, le=1)
 
@@ -50,6 +54,11 @@ class GumbelMasks(Method):
         if self.signed_constant and (self.init, self.structure) != ("zero", "weight"):
             raise ValueError("weights of one size have no ranks to start from: init: zero, structure: weight")
         return self
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the logits."""
+        return self.lr or LEARNING_RATES[self.structure]
 
     @property
     def budget_units(self) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ class Masks(Hook):
         logits = [mask.logits for mask in self.masks()]
         known = {id(tensor) for tensor in logits}
         factors = [p for p in module.parameters() if p.requires_grad and id(p) not in known]
-        groups = [{"params": logits, "lr": self._method.lr}, {"params": factors, "lr": self._method.rescale_lr}]
+        groups = [{"params": logits, "lr": self._method.rate}, {"params": factors, "lr": self._method.rescale_lr}]
         return torch.optim.SGD([{**group, "scheduled": False} for group in groups], momentum=0.9)
 
     def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Course, Hook
-from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, life, lift, press, soft
+from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, life, lift, press
 from prunecli.methods.widths import Floats, excluding, widths_of
 from prunecli.recipe.schema import Budget
 from prunecli.surgery.plan import repair
@@ -30,17 +30,36 @@ if TYPE_CHECKING:
 SMALLEST = 1e-6  # a scale below this could not carry its channel's shift
 
 
+class ScaleThreshold(SoftThreshold):
+    """On the scales of channels that may go; the others are left alone.
+
+    Attributes:
+        free: (channels,) those that may go.
+    """
+
+    free: Tensor
+
+    def __init__(self, s: float, like: Tensor, free: Tensor) -> None:
+        super().__init__(s, like, "exp")  # scales may be larger than 1
+        self.register_buffer("free", free)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The scales that the norm uses."""
+        return torch.where(self.free, super().forward(weight), weight)
+
+
 class ScaledShift(nn.Module):
     """``beta' = S(gamma, g(s)) b``: the parametrization of a shift that goes with its scale."""
 
-    def __init__(self, threshold: SoftThreshold, scale: nn.Parameter) -> None:
+    def __init__(self, threshold: ScaleThreshold, scale: nn.Parameter) -> None:
         super().__init__()
         self.threshold = threshold
         self.scale = scale
 
     def forward(self, ratio: Tensor) -> Tensor:
         """The shift that the norm uses, from the shift divided by the scale."""
-        return soft(self.scale, self.threshold.threshold) * ratio
+        scale: Tensor = self.threshold(self.scale)
+        return scale * ratio
 
 
 class NormThresholds(Hook):
@@ -76,17 +95,17 @@ class NormThresholds(Hook):
         self._places = {n: c for n, c in norms_of(bare, self._widths.channels).items() if self._widths.free[c].any()}
         if not self._places:
             raise InputError("no channel goes with its batch norms", hint="another method, such as magnitude or gumbel")
-        for name in self._places:
-            self._insert(module.get_submodule(name))
+        for name, channels in self._places.items():
+            self._insert(module.get_submodule(name), torch.from_numpy(self._widths.free[channels]))
         self._widths.choose(self._lives(module))  # an impossible budget is refused before anything is trained
         self._ramp = Ramp(1 - self._widths.target, fields.ramp, course.steps)
 
     @torch.no_grad()
-    def _insert(self, norm: Any) -> None:
-        wrapped = SoftThreshold(self._method.s_init, norm.weight, "exp")  # scales may be larger than 1
+    def _insert(self, norm: Any, free: Tensor) -> None:
+        wrapped = ScaleThreshold(self._method.s_init, norm.weight, free.to(norm.weight.device))
         scale = torch.where(norm.weight.abs() < SMALLEST, SMALLEST, norm.weight)
         norm.bias.div_(scale)
-        norm.weight.copy_(scale + scale.sign() * wrapped.threshold)
+        norm.weight.copy_(scale + scale.sign() * wrapped.threshold * wrapped.free)
         shift = ScaledShift(wrapped, norm.weight)
         parametrize.register_parametrization(norm, "weight", wrapped, unsafe=True)
         parametrize.register_parametrization(norm, "bias", shift, unsafe=True)
@@ -105,15 +124,17 @@ class NormThresholds(Hook):
         lives, target = self._lives(module), 1 - self._ramp.at(step)
         spared = self._spared(lives)
         offset = smallest(lambda offset: self._left(spared | (lives > offset)) <= target, LOWEST, HIGHEST)
-        lower = min(0.0, offset)
+        lower, kept = min(0.0, offset), spared | (lives > offset)
         for name, channels in self._places.items():
             norm: Any = module.get_submodule(name)
             scale, threshold = norm.parametrizations["weight"].original.data, self._threshold(module, name)
             longest = spared[channels] & (life(scale, threshold).cpu().numpy() >= lives[channels])
             threshold.s.data.add_(lower)
-            press(scale, threshold, offset - lower)
+            # a small scale of a channel that others write as well stays: zeroing it would save nothing
+            going = torch.from_numpy(~kept[channels]).to(scale.device)
+            press(scale, threshold, offset - lower, threshold.free & going)
             lift(scale, threshold, torch.from_numpy(longest).to(scale.device))
-        self._now = {self._widths.unit: self._left(spared | (lives > offset))}
+        self._now = {self._widths.unit: self._left(kept)}
 
     def _spared(self, lives: Floats) -> Bools:
         """(channels,) the fewest that must stay whatever the budget, those that live longest."""
@@ -142,9 +163,9 @@ class NormThresholds(Hook):
     def _left(self, kept: Any) -> float:
         return self._widths.left(np.where(self._widths.free, kept, True))
 
-    def _threshold(self, module: nn.Module, name: str) -> SoftThreshold:
+    def _threshold(self, module: nn.Module, name: str) -> ScaleThreshold:
         norm: Any = module.get_submodule(name)
-        threshold: SoftThreshold = norm.parametrizations["weight"][0]
+        threshold: ScaleThreshold = norm.parametrizations["weight"][0]
         return threshold
 
     @torch.no_grad()

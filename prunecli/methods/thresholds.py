@@ -208,10 +208,10 @@ def life(weight: Tensor, threshold: SoftThreshold) -> Tensor:
 
 
 @torch.no_grad()
-def press(weight: Tensor, threshold: SoftThreshold, offset: float) -> None:
-    """Put what a raised threshold catches below the learned one, in place."""
+def press(weight: Tensor, threshold: SoftThreshold, offset: float, among: Tensor | bool = True) -> None:
+    """Put what a raised threshold catches, among some weights or all, below the learned one, in place."""
     below = BELOW * threshold.threshold / threshold.raised(offset)
-    weight.mul_(torch.where(life(weight, threshold) <= offset, below, 1.0))
+    weight.mul_(torch.where((life(weight, threshold) <= offset) & among, below, 1.0))
 
 
 @torch.no_grad()
