@@ -131,8 +131,8 @@ MUTANTS = {
     ),
     "a sum may see how often a value is repeated": Mutant(
         "graph/rules/repetition.py",
-        "    return all(map(_by_position, readers)) and",
-        "    return",
+        "    return all(_is_blind(call, op, index, axis) for op in readers) and all(\n",
+        "    return all(\n",
         "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[CountedChannels]",
     ),
     "other channels in a part are not noticed": Mutant(
