@@ -117,7 +117,8 @@ class NormThresholds(Hook):
     def after_step(self, module: nn.Module, step: int) -> None:
         """Follow the schedule: press what is to go, and let nothing else go.
 
-        Thresholds that have risen too far are lowered, and what every layer must keep is put above them.
+        Thresholds that have risen too far are lowered, and scales of channels that stay are put above them, where they
+        can learn: a scale below its threshold has no gradient.
         """
         if not self._ramp.due(step):
             return
@@ -128,12 +129,11 @@ class NormThresholds(Hook):
         for name, channels in self._places.items():
             norm: Any = module.get_submodule(name)
             scale, threshold = norm.parametrizations["weight"].original.data, self._threshold(module, name)
-            longest = spared[channels] & (life(scale, threshold).cpu().numpy() >= lives[channels])
             threshold.s.data.add_(lower)
             # a small scale of a channel that others write as well stays: zeroing it would save nothing
             going = torch.from_numpy(~kept[channels]).to(scale.device)
             press(scale, threshold, offset - lower, threshold.free & going)
-            lift(scale, threshold, torch.from_numpy(longest).to(scale.device))
+            lift(scale, threshold, threshold.free & ~going)
         self._now = {self._widths.unit: self._left(kept)}
 
     def _spared(self, lives: Floats) -> Bools:
