@@ -13,7 +13,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Pad, Read, Split, Told, along
+from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Normed, Pad, Read, Split, Told, along
 from prunecli.graph.rules import apply
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
 from prunecli.graph.rules.layout import LAYOUT
@@ -73,6 +73,7 @@ class Channels:
         splits: views that make heads and their width of one channel dim.
         told: sizes that ops are told as numbers.
         mixed: ops whose statistics run over channels that may go.
+        normed: weights with weight norm.
     """
 
     tape: Tape
@@ -89,6 +90,7 @@ class Channels:
     reads: tuple[Read, ...]
     pads: tuple[Pad, ...]
     told: tuple[Told, ...]
+    normed: tuple[Normed, ...]
     unknown: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -263,7 +265,7 @@ def _train_pass(
         tape = record(module, pair, train=True)
     except Exception:
         return set()
-    extra = replace(book, reads=[], mixed=[], pads=[], counted=[], told=[], repeated={})
+    extra = replace(book, reads=[], mixed=[], normed=[], pads=[], counted=[], told=[], repeated={})
     walk(tape, slots, extra)
     _freeze_literals(module, extra)
     book.next_id = extra.next_id
@@ -292,7 +294,7 @@ def connect(
     return Channels(
         tape, labels, channel_of, frozen, reasons, placed, _group(placed, frozen, reasons),
         tuple(blocks.values()), tuple(filters.values()), tuple(book.splits), tuple(book.mixed), tuple(book.reads),
-        tuple(book.pads), tuple(book.told), dict(book.unknown),
+        tuple(book.pads), tuple(book.told), tuple(book.normed), dict(book.unknown),
     )  # fmt: skip
 
 

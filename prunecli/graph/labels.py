@@ -133,6 +133,19 @@ class Mixed:
     label: Label
 
 
+@dataclass(frozen=True)
+class Normed:
+    """A weight with weight norm: ``g * v / |v|``, the norm over all dims but `dim`.
+
+    `weight` is its value on the tape, `direction` and `magnitude` the parameters v and g.
+    """
+
+    weight: int
+    direction: str
+    magnitude: str
+    dim: int
+
+
 @dataclass
 class Book:
     """What the rules find out while they walk the tape.
@@ -154,6 +167,7 @@ class Book:
     numbered: frozenset[str] = frozenset()
     through_norms: bool = False
     mixed: list[Mixed] = field(default_factory=list)
+    normed: list[Normed] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     pads: list[Pad] = field(default_factory=list)

@@ -118,12 +118,13 @@ class Tape:
     def live_ops(self, *, unseen: bool = False) -> list[Op]:
         """Ops that the outputs depend on, and those that write into a tensor.
 
-        With `unseen`, layers as well whose results nobody looks at, and what those depend on.
+        With `unseen`, layers as well whose results nobody looks at, sums of such, and what those depend on: they run.
         """
         wanted, own, found = set(self.outputs), set(self.params.values()) if unseen else set[int](), []
         for op in reversed(self.ops):
             reads = [ref.index for ref in op.refs]
-            if writes(op.func) or wanted.intersection(op.outputs) or own.intersection(reads):
+            runs = unseen and (is_pointwise(op.func) or own.intersection(reads))
+            if runs or writes(op.func) or wanted.intersection(op.outputs):
                 wanted.update(reads)
                 found.append(op)
         return found[::-1]

@@ -22,7 +22,7 @@ from prunecli.graph.tape import output_tensors
 from prunecli.inputs import to_json
 from prunecli.model import Model, Opening, assign, from_checkpoint
 from prunecli.ranks import rank
-from prunecli.surgery.verify import random_example
+from prunecli.surgery.verify import drawn
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def identity(*parts: object) -> str:
 def _same_after_reload(model: Model, opened: Model) -> Callable[[Path], None]:
     def check(path: Path) -> None:
         reloaded = _reload(path, model, opened)
-        example = random_example(model.example, seed=1).to(dtype=model.dtype)
+        example = drawn(model.module, model.example.to(dtype=model.dtype), seed=1)
         with torch.no_grad():
             expected, found = (
                 output_tensors(m.eval()(*example.args, **example.kwargs)) for m in (model.module, reloaded)

@@ -11,7 +11,7 @@ from prunecli.exporters.targets import target_for, write_and_run
 from prunecli.facts import ExportFacts
 from prunecli.graph.tape import Example
 from prunecli.model import DEFAULT, Opening, Source, open_model
-from prunecli.surgery.verify import random_example
+from prunecli.surgery.verify import random_example, takes
 
 GATED = "the gates are masks in this file: every channel is computed, then set to zero where an image does not need it"
 
@@ -32,12 +32,12 @@ def export(source: Source, output: str | Path, opening: Opening = DEFAULT) -> Ex
     target = target_for(output)
     model = open_model(source, opening)
     check_output(output, *([model.path] if model.path else []))
-    tests = [
-        random_example(model.example, seed, batch).to(dtype=model.dtype) for seed, batch in ((0, 1), (1, 2), (2, 5))
-    ]
+    example = model.example.to(dtype=model.dtype)
+    first, *others = (random_example(example, seed, batch) for seed, batch in ((0, 1), (1, 2), (2, 5)))
+    tests = [first, *(test for test in others if takes(model.module, test))]
     with tempfile.TemporaryDirectory(prefix="prunecli-") as folder:
         draft = Path(folder) / output.name  # exporters look at the suffix
-        error = write_and_run(target, model.module.eval(), Example(tests[0].args), tests, draft)
+        error = write_and_run(target, model.module.eval(), Example(first.args), tests, draft)
         with atomic(output) as stream, draft.open("rb") as written:
             while block := written.read(1 << 20):
                 stream.write(block)

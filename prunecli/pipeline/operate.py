@@ -37,7 +37,7 @@ from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import Restrict, settle, survey
 from prunecli.surgery.strip import Stripped, strip
-from prunecli.surgery.verify import random_example, verify
+from prunecli.surgery.verify import drawn, verify
 from prunecli.train.data import Data
 
 
@@ -85,7 +85,7 @@ def operate(
         VerificationError: the smaller model does not compute what the masked one does.
     """
     wide, example = _widest(opened)
-    tests = [random_example(example, recipe.seed)]
+    tests = [drawn(wide, example, recipe.seed)]
     if data is not None:
         tests.append(real_example(opened, data))
     case = _Case(opened, reference or opened, wide, example, tests, recipe, progress, data, training)

@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 from prunecli.checkpoint.write import check_container
 from prunecli.errors import BudgetMissed, InputError
 from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts
@@ -184,7 +186,21 @@ def _method(recipe: Recipe) -> Method:
 
 def _cuts(opened: Model, final: Model) -> list[CutFacts]:
     """Widths before and after, for each layer that lost outputs."""
-    before = {n: p.shape[0] for n, p in opened.module.named_parameters() if p.ndim > 1}
-    after = {n: p.shape[0] for n, p in final.module.named_parameters() if p.ndim > 1}
-    pairs = ((name, width, after[final.journal.name_of(name)]) for name, width in before.items())
-    return [CutFacts(name.rpartition(".")[0], old, new) for name, old, new in pairs if new != old]
+    before, after = _widths(opened.module), _widths(final.module)
+    found: dict[str, CutFacts] = {}
+    for name, (layer, old) in before.items():
+        _, new = after[final.journal.name_of(name)]
+        if new != old:
+            found.setdefault(layer, CutFacts(layer, old, new))
+    return list(found.values())
+
+
+def _widths(module: nn.Module) -> dict[str, tuple[str, int]]:
+    """{parameter: its layer, and how many outputs that has}."""
+    found = {}
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1:
+            layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+            transposed = getattr(module.get_submodule(layer), "transposed", False)
+            found[name] = layer, parameter.shape[1 if transposed else 0]
+    return found

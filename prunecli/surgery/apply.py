@@ -39,6 +39,8 @@ def cut(
         device: ``"meta"`` for a copy without storage.
     """
     replace = dict(replace or {})
+    if device is None:  # on meta only shapes count
+        replace = _same_weights(module, channels, removed) | replace
     kept = kept_indices(channels, removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(module):
@@ -69,6 +71,28 @@ def sliced(
         if (name, dim) in kept:
             smaller = smaller.index_select(dim, torch.from_numpy(np.array(kept[name, dim])).to(tensor.device))
     return smaller.clone() if smaller is tensor else smaller
+
+
+def _same_weights(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, Tensor]:
+    """Directions without what goes inside, and magnitudes that leave the rest of such a weight as it is.
+
+    ``g' = g |v'| / |v|`` (Salimans & Kingma 2016, arXiv 1602.07868, eq. 2). A filter that has nothing left is zero.
+    """
+    found, tensors = {}, dict(named_tensors(module))
+    for normed in channels.normed:
+        slots = [s for s in channels.slots if s.name == normed.direction and s.dim != normed.dim]
+        slots = [slot for slot in slots if removed[slot.channels].any()]
+        if not slots:
+            continue
+        v, g = tensors[normed.direction].detach(), tensors[normed.magnitude].detach()
+        less = v.clone()
+        for slot in slots:
+            less.index_fill_(slot.dim, torch.from_numpy(removed[slot.channels].nonzero()[0]).to(v.device), 0)
+        inside = [dim for dim in range(v.ndim) if dim != normed.dim]
+        before, after = (torch.linalg.vector_norm(t, dim=inside, keepdim=True) for t in (v, less))
+        found[normed.magnitude] = g * (after / before).reshape(g.shape)
+        found[normed.direction] = torch.where(after == 0, 1.0, less)  # a direction has a length
+    return found
 
 
 def _told_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, Edits]:
@@ -140,9 +164,13 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
     """
     twin = copied(module)
     tensors = dict(named_tensors(twin))
+    for name, tensor in _same_weights(module, channels, removed).items():
+        tensors[name].data.copy_(tensor)
+    weights = {normed.weight: normed.direction for normed in channels.normed}
+    magnitudes = {(normed.direction, normed.dim): normed.magnitude for normed in channels.normed}
     ignored: dict[str, set[int]] = {}  # channels that a tensor must not pass on
     for read in channels.reads:
-        reader = channels.parameter_behind(read.b)
+        reader = channels.parameter_behind(read.b) or weights.get(read.b, "")
         label = read.b_label if reader else read.a_label
         hit = channels.of(label.ids.reshape(-1))
         gone = set(hit[removed[hit]].tolist())
@@ -151,5 +179,6 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
     for slot in channels.slots:
         rows = [i for i, channel in enumerate(slot.channels.tolist()) if channel in ignored.get(slot.name, ())]
         if rows:
-            tensors[slot.name].data.index_fill_(slot.dim, torch.tensor(rows), 0)
+            zeroed = magnitudes.get((slot.name, slot.dim), slot.name)  # a direction has a length
+            tensors[zeroed].data.index_fill_(slot.dim, torch.tensor(rows), 0)
     return selecting(twin, channels, removed)

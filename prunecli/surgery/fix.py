@@ -12,9 +12,16 @@ from prunecli.graph.tensors import submodules
 Edits = dict[str, int | list[int]]
 
 
+def _weight(module: nn.Module) -> Tensor:
+    """That of a layer; where weight norm computes it before every pass, the direction, which has its shape."""
+    weight = getattr(module, "weight_v", module.weight)
+    assert isinstance(weight, Tensor)
+    return weight
+
+
 def _conv(module: nn.Module) -> Edits:
     assert isinstance(module, nn.modules.conv._ConvNd)
-    weight, groups = module.weight, module.groups
+    weight, groups = _weight(module), module.groups
     rows = module.in_channels if module.transposed else module.out_channels
     if groups > 1 and _is_depthwise(module):
         groups = groups * weight.shape[0] // rows  # a filter bank went with each removed channel
@@ -31,7 +38,8 @@ def _is_depthwise(conv: nn.modules.conv._ConvNd) -> bool:
 
 def _linear(module: nn.Module) -> Edits:
     assert isinstance(module, nn.Linear)
-    return {"out_features": module.weight.shape[0], "in_features": module.weight.shape[1]}
+    weight = _weight(module)
+    return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
 
 
 def _batch_norm(module: nn.Module) -> Edits:
@@ -57,7 +65,7 @@ def _group_norm(module: nn.Module) -> Edits:
 
 
 def _embedding(module: nn.Module) -> Edits:
-    assert isinstance(module, nn.Embedding)
+    assert isinstance(module, nn.Embedding | nn.EmbeddingBag)
     return {"num_embeddings": module.weight.shape[0], "embedding_dim": module.weight.shape[1]}
 
 
@@ -95,6 +103,7 @@ FIXES: dict[type[nn.Module], Callable[[nn.Module], Edits]] = {
     nn.LayerNorm: _layer_norm,
     nn.GroupNorm: _group_norm,
     nn.Embedding: _embedding,
+    nn.EmbeddingBag: _embedding,
     nn.PReLU: _prelu,
     nn.RNNBase: _recurrent,
 }

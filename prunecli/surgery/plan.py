@@ -44,15 +44,18 @@ def _keep_enough(channels: Channels, removed: Bools, rank: Ints, least: int) -> 
 def _even_out(channels: Channels, removed: Bools, rank: Ints) -> bool:
     changed = False
     for rows in channels.blocks:
-        kept = (~removed[rows]).sum(axis=1)
-        most = kept.max()
-        for row in np.flatnonzero(kept < most):
-            changed |= _give_back(rows[row], removed, rank, int(most - kept[row]))
+        changed |= _raise_to(int((~removed[rows]).sum(axis=1).max()), rows, removed, rank)
     for rows in channels.filters:
-        kept = (~removed[rows]).sum(axis=1)
-        most = min(kernel_width(int(kept.max())), rows.shape[1])
-        for row in np.flatnonzero(kept < most):
-            changed |= _give_back(rows[row], removed, rank, int(most - kept[row]))
+        most = kernel_width(int((~removed[rows]).sum(axis=1).max()))
+        changed |= _raise_to(min(most, rows.shape[1]), rows, removed, rank)
+    return changed
+
+
+def _raise_to(count: int, rows: Ints, removed: Bools, rank: Ints) -> bool:
+    """Every row keeps at least so many; rows may share channels."""
+    changed = False
+    for row in rows[(~removed[rows]).sum(axis=1) < count]:
+        changed |= _give_back(row, removed, rank, count - int((~removed[row]).sum()))
     return changed
 
 

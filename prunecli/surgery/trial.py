@@ -94,7 +94,7 @@ class _Trial:
         """
         if self.data_decides:
             return None
-        used = {ref.index for op in self.channels.tape.ops for ref in op.refs}
+        used = {ref.index for op in self.channels.tape.live_ops(unseen=True) for ref in op.refs}
         for path, ops, now in self.modules:
             pairs = zip(ops, now, strict=False)  # what follows another op is a copy more or less
             for old, new in itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs):

@@ -130,6 +130,24 @@ def test_grouped_rows_keep_equal_counts() -> None:
     assert removed[rows].sum(axis=1).tolist() == [1, 1, 1, 1]
 
 
+class GroupedResidual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.grouped, self.head = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 32, 1, groups=4), nn.Conv2d(32, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.wide(x)
+        return self.head(x + self.grouped(x))
+
+
+def test_rows_that_share_their_channels_give_back_no_more_than_they_must() -> None:
+    channels = channels_of(GroupedResidual(), 1, 3, 3, 3)
+    (stream,) = group_of(channels, "wide.weight[0]").channels.reshape(1, -1)
+    wish = np.zeros(channels.count, dtype=np.bool_)
+    wish[stream[:5]] = True  # 3 of 8 would stay, and 4 are as fast
+    assert repair(channels, wish).sum() == 4
+
+
 def test_flatten_ties_a_channel_to_all_its_positions() -> None:
     channels = channels_of(Flattened(), 1, 3, 5, 5)
     group = group_of(channels, "conv.weight[0]")

@@ -127,3 +127,31 @@ def test_training_takes_it(tmp_path: Path) -> None:
 def test_a_run_belongs_to_the_weights_it_starts_from() -> None:
     first, same, other = (origin(open_model(network(seed), TAKES)) for seed in (0, 0, 1))
     assert first == same != other
+
+
+class Single(nn.Module):
+    """Its Python fixes the batch size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv1d(4, 16, 3, padding=1)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu().view(-1, x.shape[2]).T)[None]
+
+
+def test_a_network_for_one_at_a_time(tmp_path: Path) -> None:
+    takes = prunecli.Opening.like(torch.zeros(1, 4, 8))
+    facts = prunecli.prune(recipe(), Single(), tmp_path / "o.safetensors", takes)
+    assert facts.verified
+    assert facts.verified.inputs == 1
+    assert prunecli.export(Single(), tmp_path / "o.pt2", takes).checked
+
+
+def test_a_layer_is_named_once_with_its_outputs(tmp_path: Path) -> None:
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    facts = prunecli.prune(recipe(), MODELS["NormedStack"](), tmp_path / "o.safetensors", takes)
+    layers = [cut.group for cut in facts.cuts]
+    assert len(layers) == len(set(layers))
+    assert next(cut.before for cut in facts.cuts if cut.group == "up") == 12

@@ -18,7 +18,7 @@ from prunecli.surgery.verify import compare, random_example
 
 EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
 WHOLE = {
-    "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy", "Normed",
+    "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy",
     "MultiHead", "DictOutput", "EncoderLayer", "LiteralGroups", "LiteralSplit", "LiteralParts",
     "ExpandedByNumber", "CountedChannels", "CountedLater",
 }  # fmt: skip
@@ -78,6 +78,9 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
     ("name", "tensors"),
     [("NumberInTwoViews", ("query.weight[0]", "value.weight[0]")), ("NumberOfSplit", ("conv.weight[0]",)),
      ("NumberOfHeads", ("slopes.weight[0]",)), ("Shuffled", ("stem.weight[0]",)),
+     ("CutByNumber", ("conv.weight[0]",)), ("UnevenCut", ("conv.weight[0]", "rest.weight[1]")),
+     ("SumNobodyReads", ("skip.weight[1]",)), ("GroupedStream", ("wide.weight[0]",)), ("Bags", ("bag.weight[1]",)),
+     ("NormedStack", ("first.parametrizations.weight.original1[0]", "up.parametrizations.weight.original1[1]")),
      ("Experts", tuple(f"experts.{number}.0.weight[0]" for number in range(4)))],
 )  # fmt: skip
 def test_inner_channels_can_be_pruned(name: str, tensors: tuple[str, ...]) -> None:
@@ -104,7 +107,7 @@ def test_strip_is_exact(name: str, share: float) -> None:
     module = built(name)
     generator = torch.Generator().manual_seed(1)
     for name_, parameter in module.named_parameters():
-        if parameter.ndim > 1 and not name_.endswith("original1"):  # a direction of length zero has no norm
+        if parameter.ndim > 1 and not name_.endswith(("original1", "_v")):  # a direction of length zero has no norm
             gone = torch.rand(len(parameter), generator=generator) < share
             parameter.data[gone] = 0
     result = strip(module, EXAMPLE)

@@ -826,3 +826,82 @@ class Unseen(Base):
     def middle(self, x: Tensor) -> Tensor:
         self.map = self.aside(x.tanh()).softmax(1)
         return x
+
+
+@model
+class CutByNumber(Base):
+    """Gated parts of a layer's output, cut where an attribute says (TabNet)."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.width = 12
+        self.conv, self.norm = nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.norm(self.conv(x))
+        return x[:, : self.width] * x[:, self.width :].sigmoid()
+
+
+@model
+class UnevenCut(Base):
+    def __init__(self) -> None:
+        super().__init__(10)
+        self.taken = 10
+        self.conv, self.rest = nn.Conv2d(16, 24, 3, padding=1), nn.Conv2d(14, 10, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.conv(x).relu()
+        return x[:, : self.taken] + self.rest(x[:, self.taken :])
+
+
+@model
+class SumNobodyReads(Base):
+    """The last residual of a stack whose skips alone are read (WaveNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.skip, self.residual = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        self.stream = x[:, :, -x.shape[2] :] + self.residual(x.tanh())
+        return self.skip(x.tanh())
+
+
+@model
+class NormedStack(Base):
+    """Weight norm on convolutions that read each other, transposed and depthwise ones included."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.first = weight_norm(nn.Conv2d(16, 24, 3, padding=1))
+        self.depthwise = torch.nn.utils.weight_norm(nn.Conv2d(24, 24, 3, padding=1, groups=24))
+        self.up = weight_norm(nn.ConvTranspose2d(24, 12, 2, 2))
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.up(self.depthwise(F.elu(self.first(x))).sigmoid())
+
+
+@model
+class GroupedStream(Base):
+    """A convolution in groups on a stream whose channels it ties across its groups."""
+
+    def __init__(self) -> None:
+        super().__init__(24)
+        self.wide, self.grouped = nn.Conv2d(16, 24, 1), nn.Conv2d(24, 24, 3, padding=1, groups=4)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.wide(x)
+        return x + self.grouped(x).relu()
+
+
+@model
+class Bags(Base):
+    """Embeddings that are summed up in bags."""
+
+    def __init__(self) -> None:
+        super().__init__(24)
+        self.bag, self.up = nn.EmbeddingBag(5, 16, mode="sum"), nn.Linear(16, 24)
+
+    def middle(self, x: Tensor) -> Tensor:
+        chosen = torch.arange(3, device=x.device).expand(len(x), -1)
+        return self.up(x.mean((2, 3)) * self.bag(chosen))

@@ -122,9 +122,19 @@ def _cut_up(call: Call, book: Book, label: Label, parts: list[Label | None]) -> 
         book.tell(call.op.module, call.op.args[1], ids, "" if equal else reason)
     elif call.op.name in SPLITS and equal:
         book.tell(call.op.module, [part], ids[:1])
+    elif call.op.name == "aten.slice" and (bounds := _bounds(call, size)):
+        row = label.ids.reshape(-1)
+        for n in bounds:
+            book.tell(call.op.module, [abs(n)], [row[:n] if n > 0 else row[n:]], "" if equal else reason)
     elif not equal:
         book.freeze((label,), reason)
     return None
+
+
+def _bounds(call: Call, size: int) -> list[int]:
+    """Where a slice begins and ends inside a dim of that size, as the code says it; none where it skips positions."""
+    bounds = (call.named(name, None) for name in ("start", "end"))
+    return [n for n in bounds if n is not None and 0 < abs(n) < size] if call.named("step", 1) == 1 else []
 
 
 def _one_per_axis(call: Call, book: Book, labels: list[Label]) -> Labels:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunecli.graph.labels import Book, Counted, Label, Labels, Mixed, along
+from prunecli.graph.labels import Book, Counted, Label, Labels, Mixed, Normed, along
 from prunecli.graph.rules.call import RULES, Call, dims_of, rule, unknown
 from prunecli.graph.rules.pattern import BATCH_NORM, pattern
 
@@ -137,15 +137,19 @@ def reduction(call: Call, book: Book) -> list[Labels]:
 
 @rule("aten::_weight_norm_interface")
 def weight_norm(call: Call, book: Book) -> list[Labels]:
-    """``g * v / |v|``: the norm runs over all dims but one; only along that one channels are free."""
+    """``g * v / |v|``, the norm over all dims but one: a g that is a parameter makes up for what goes inside."""
     direction, norms = call.out_shapes
     dim = int(call.op.args[2]) % len(direction) if len(call.op.args) > 2 else 0
-    free = [label for label in (*call.labels(0), *call.labels(1)) if label.axis == dim and not label.index_dims]
-    for label in (*call.labels(0), *call.labels(1)):
-        if not any(label is known for known in free):
-            book.freeze((label,), f"normalised at {call.op.where}")
-    passed = book.merge(free, f"two widths meet at {call.op.where}")
-    return [passed, passed if len(norms) == len(direction) else ()]
+    names = {index: name for name, index in call.tape.params.items()}
+    v, g = (ref and names.get(ref.index) for ref in (call.ref(0), call.ref(1)))
+    outside = [label for label in (*call.labels(0), *call.labels(1)) if label.axis == dim and not label.index_dims]
+    inside = tuple(label for label in (*call.labels(0), *call.labels(1)) if not any(label is o for o in outside))
+    if v and g:
+        book.normed.append(Normed(call.op.outputs[0], v, g, dim))
+    else:
+        book.freeze(inside, f"normalised at {call.op.where}")
+    passed = book.merge(outside, f"two widths meet at {call.op.where}")
+    return [(*passed, *inside), passed if len(norms) == len(direction) else ()]
 
 
 RULES |= dict.fromkeys(MIXING, mixing) | dict.fromkeys(REDUCTIONS, reduction)

@@ -28,6 +28,8 @@ PATTERNS: dict[str, tuple[tuple[int, ...], str]] = {
     "aten._native_batch_norm_legit_no_training": BATCH_NORM,
     "aten._prelu_kernel": ((0, 1), "n c *, 1 c * -> n c *"),
     "aten.embedding": ((0,), "v e -> * e"),
+    "aten._embedding_bag": ((0,), "v e -> b e"),
+    "aten._embedding_bag_forward_only": ((0,), "v e -> b e"),
     "aten.grid_sampler_2d": ((0, 1), "n c *, * -> n c *"),
     "aten.grid_sampler_3d": ((0, 1), "n c *, * -> n c *"),
     "aten.max_unpool2d": ((0, 1), "n c *, n c * -> n c *"),
