@@ -49,6 +49,10 @@ def _linear(op: Op, channels: Channels) -> Factors:
     return 1.0, _dims(channels, op.args[0]) + _dims(channels, op.args[1], [0])
 
 
+def _bilinear(op: Op, channels: Channels) -> Factors:
+    return 1.0, _dims(channels, op.args[0], [0]) + _dims(channels, op.args[1])
+
+
 def _batch_norm(op: Op, channels: Channels) -> Factors:
     affine = isinstance(op.args[1], Ref)
     training = bool(op.args[5])  # instance norm arrives as batch norm in training mode
@@ -84,6 +88,7 @@ FLOPS: dict[str, Callable[[Op, Channels], Factors]] = {
     "aten.bmm": _matmul,
     "aten.baddbmm": _matmul,
     "aten.linear": _linear,
+    "aten._trilinear": _bilinear,
     "aten.native_batch_norm": _batch_norm,
     "aten.native_layer_norm": _norm(2),
     "aten.native_group_norm": _norm(1),
@@ -196,6 +201,7 @@ MULTIPLY_ADDS = frozenset(
         "aten.bmm",
         "aten.baddbmm",
         "aten.linear",
+        "aten._trilinear",
     }
 )
 

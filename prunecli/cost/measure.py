@@ -24,8 +24,8 @@ def fvcore_flops(module: nn.Module, example: Example) -> int | None:
 def flops_by_op(module: nn.Module, example: Example) -> dict[str, int] | None:
     """FLOPs of each kind of op (conv, linear, batch_norm, ...) by fvcore, largest first; None where it cannot trace.
 
-    Attention and recurrent layers, which fvcore leaves out, and every einsum of two operands are counted by handlers
-    of our own.
+    Attention, recurrent and bilinear layers, which fvcore leaves out, and every einsum of two operands are counted by
+    handlers of our own.
     """
     with _quiet(), _in_eval(module):
         from fvcore.nn import FlopCountAnalysis
@@ -52,6 +52,13 @@ def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
     del outputs
     first, second = (tensor.type().sizes() for tensor in inputs[1:3])
     return int(math.prod(first) * second[-1])
+
+
+def _bilinear(inputs: list[Any], outputs: list[Any]) -> int:
+    """Every weight meets every pair of inputs once."""
+    del outputs
+    first, _, weight = (tensor.type().sizes() for tensor in inputs[:3])
+    return int(math.prod(first[:-1]) * math.prod(weight))
 
 
 def _einsum(inputs: list[Any], outputs: list[Any]) -> int:
@@ -85,6 +92,7 @@ HANDLERS = {
     "torchvision::deform_conv2d": _deformed_convolution,
     "aten::scaled_dot_product_attention": _attention,
     "aten::baddbmm": _baddbmm,
+    "aten::bilinear": _bilinear,
     "aten::einsum": _einsum,
     **{f"aten::{name}": _recurrent for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},
 }

@@ -42,6 +42,12 @@ def _linear(module: nn.Module) -> Edits:
     return {"out_features": weight.shape[0], "in_features": weight.shape[1]}
 
 
+def _bilinear(module: nn.Module) -> Edits:
+    assert isinstance(module, nn.Bilinear)
+    out, first, second = module.weight.shape
+    return {"out_features": out, "in1_features": first, "in2_features": second}
+
+
 def _batch_norm(module: nn.Module) -> Edits:
     vector = next(
         (t for t in (getattr(module, "running_mean", None), getattr(module, "weight", None)) if t is not None), None
@@ -99,6 +105,7 @@ FIXES_BY_NAME: dict[str, Callable[[nn.Module], Edits]] = {  # classes of librari
 FIXES: dict[type[nn.Module], Callable[[nn.Module], Edits]] = {
     nn.modules.conv._ConvNd: _conv,
     nn.Linear: _linear,
+    nn.Bilinear: _bilinear,
     nn.modules.batchnorm._NormBase: _batch_norm,
     nn.LayerNorm: _layer_norm,
     nn.GroupNorm: _group_norm,

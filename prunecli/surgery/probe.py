@@ -105,15 +105,15 @@ def settle(module: nn.Module, example: Example, channels: Channels, removed: Boo
     bundles = sift.bundles()
     broken: dict[str, str] = {}
     while (trouble := sift.trouble(bundles)) is not None:
-        suspects = sift.near(trouble.module, bundles)
-        guilty = sift.search(suspects) or sift.search(bundles)
-        guilty += sift.twins(guilty, bundles)
-        broken |= {group.name: trouble.reason for bundle in guilty for group in bundle}
+        guilty = sift.search(sift.near(trouble.module, bundles)) or sift.search(bundles)
+        guilty += sift.twins([bundle for bundle, _ in guilty], bundles)
+        broken |= {group.name: found.reason for bundle, found in guilty for group in bundle}
         bundles = [bundle for bundle in bundles if bundle[0].name not in broken]
     return channels.freeze(broken) if broken else channels
 
 
 Bundle = list[Group]
+Guilt = list[tuple[Bundle, Trouble]]  # what breaks the model, and how
 
 
 @dataclass(frozen=True)
@@ -156,27 +156,29 @@ class _Sift:
     def _lies_in(self, group: Group, module: str) -> bool:
         return not module or any(self.channels.slots[s].name.startswith(f"{module}.") for s in group.slots)
 
-    def twins(self, guilty: list[Bundle], bundles: list[Bundle]) -> list[Bundle]:
+    def twins(self, guilty: list[Bundle], bundles: list[Bundle]) -> Guilt:
         """Bundles of the same place in other layers; they go with the guilty unless all of them are innocent."""
         kinds = {self._kind(bundle) for bundle in guilty}
         found = [
             bundle for bundle in bundles if not any(bundle is known for known in guilty) and self._kind(bundle) in kinds
         ]
-        return found if self.trouble(found) is not None else []
+        trouble = self.trouble(found)
+        return [(bundle, trouble) for bundle in found] if trouble else []
 
     def _kind(self, bundle: Bundle) -> str:
         """The tensors of a bundle without the numbers of their layers."""
         names = {self.channels.slots[s].name for g in bundle for s in g.slots}
         return re.sub(r"\d+", "#", " ".join(sorted(names)))
 
-    def search(self, bundles: list[Bundle]) -> list[Bundle]:
+    def search(self, bundles: list[Bundle]) -> Guilt:
         """The guilty ones; all where only their union breaks the model, none where even that does not."""
-        if not bundles or self.trouble(bundles) is None:
+        trouble = self.trouble(bundles) if bundles else None
+        if trouble is None:
             return []
         middle = len(bundles) // 2
         if not middle:
-            return bundles
-        return self.search(bundles[:middle]) + self.search(bundles[middle:]) or bundles
+            return [(bundles[0], trouble)]
+        return self.search(bundles[:middle]) + self.search(bundles[middle:]) or [(b, trouble) for b in bundles]
 
 
 def halves(channels: Channels) -> Bools:

@@ -165,12 +165,13 @@ def _along_zero(field: Tensor | None, read: Read) -> Bools:
 def _reader_weight(read: Read, channels: Channels) -> tuple[str, int]:
     """The parameter that reads, where it is one and serves this read alone, and the dim along which it does."""
     name, dim = channels.reader(read)
-    readers = {
+    uses = [
         op.index
         for op in channels.tape.ops
         if op.name not in TRANSPOSES and any(channels.parameter_behind(ref.index) == name for ref in op.refs)
-    }
-    return (name, dim) if len(readers) == 1 else ("", dim)
+    ]
+    reads = [other.op for other in channels.reads if channels.parameter_behind(other.b) == name]  # bilinear: two
+    return (name, dim) if uses == reads == [read.op] else ("", dim)
 
 
 def _takes_bias(read: Read, channels: Channels, module: nn.Module, weight: str, dim: int) -> bool:

@@ -119,3 +119,19 @@ def test_multiply_adds_are_counted_apart() -> None:
     channels = trace(Attended().eval(), Example((torch.zeros(2, 3, 4, 4),)))
     kept = np.ones(channels.count, dtype=bool)
     assert flops(channels, MULTIPLY_ADDS)(kept) == flops(channels)(kept) - 2 * 2 * 8 * 16
+
+
+class TwoSided(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Bilinear(3, 5, 7)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.both(x, y)
+
+
+def test_every_weight_of_a_bilinear_layer_meets_every_pair() -> None:
+    example = Example((torch.zeros(2, 3), torch.zeros(2, 5)))
+    assert flops_by_op(TwoSided(), example) == {"bilinear": 2 * 3 * 5 * 7}
+    channels = trace(TwoSided(), example)
+    assert flops(channels)(np.ones(channels.count, dtype=bool)) == 2 * 3 * 5 * 7

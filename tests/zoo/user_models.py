@@ -905,3 +905,31 @@ class Bags(Base):
     def middle(self, x: Tensor) -> Tensor:
         chosen = torch.arange(3, device=x.device).expand(len(x), -1)
         return self.up(x.mean((2, 3)) * self.bag(chosen))
+
+
+@model
+class TwoSided(Base):
+    """A bilinear layer."""
+
+    def __init__(self) -> None:
+        super().__init__(10)
+        self.first, self.second, self.both = nn.Linear(16, 12), nn.Linear(16, 8), nn.Bilinear(12, 8, 10)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x.mean((2, 3))
+        return self.both(self.first(x).relu(), self.second(x).sigmoid())
+
+
+@model
+class Packed(Base):
+    """Sequences of different lengths in a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.lstm = nn.LSTM(16, 12, batch_first=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        lengths = torch.arange(len(x)).flip(0) + 5
+        packed = nn.utils.rnn.pack_padded_sequence(x.flatten(2).transpose(1, 2), lengths, batch_first=True)
+        rows, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        return rows.mean(1)

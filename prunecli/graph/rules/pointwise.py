@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunecli.graph.labels import Book, Label, Labels, along
+from prunecli.graph.labels import Book, Label, Labels
 from prunecli.graph.rules import repetition
 from prunecli.graph.rules.call import RULES, Call
 from prunecli.graph.tape import Ref
@@ -16,10 +16,6 @@ ELEMENTWISE = {
         "rrelu_with_noise", "hardswish", "hardswish_", "log_sigmoid_forward", "complex",
     )
 }  # fmt: skip
-
-
-# Zero everywhere, or still to be written.
-BLANK = {"aten.zeros", "aten.new_zeros", "aten.empty", "aten.new_empty"}
 
 
 def pointwise(call: Call, book: Book) -> list[Labels]:
@@ -47,13 +43,4 @@ def _fits(call: Call, book: Book, ref: Ref, label: Label, ndim: int) -> bool:
     return axis < 0 or shape[axis] == 1 or repetition.shares(call, book, ref, label, axis)
 
 
-def blank(call: Call, book: Book) -> list[Labels]:
-    """Whatever channels they meet, their positions may belong to them, as in the first state of a recurrent layer.
-
-    That its size follows is for the trial cut to find out.
-    """
-    ((*shape,),) = call.out_shapes
-    return [tuple(along(book.fresh(size), dim, len(shape)) for dim, size in enumerate(shape) if size > 1)]
-
-
-RULES |= dict.fromkeys(ELEMENTWISE, pointwise) | dict.fromkeys(BLANK, blank)
+RULES |= dict.fromkeys(ELEMENTWISE, pointwise)

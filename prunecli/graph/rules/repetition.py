@@ -13,6 +13,8 @@ from prunecli.graph.rules.layout import layout
 from prunecli.graph.rules.norm import REDUCTIONS
 from prunecli.graph.tape import Op, Ref, is_pointwise
 
+# Zero everywhere, or still to be written.
+BLANK = {"aten.zeros", "aten.new_zeros", "aten.empty", "aten.new_empty"}
 UNIFORM = {"aten.ones", "aten.full", "aten.new_ones", "aten.new_full"}
 PICKS = {"aten.gather", *(f"aten.scatter{kind}{end}" for kind in ("", "_add", "_reduce") for end in ("", "_"))}
 WRITES = {"aten.index_add", "aten.index_add_", "aten.index_copy", "aten.index_copy_"}
@@ -20,9 +22,20 @@ WRITES = {"aten.index_add", "aten.index_add_", "aten.index_copy", "aten.index_co
 _BY_POSITION = {"aten.clone", "aten._to_copy", "aten.alias", "aten.detach", "aten.cat", "aten.stack", *PICKS, *WRITES}
 
 
-def uniform(call: Call, book: Book) -> list[Labels]:
-    """One number everywhere."""
+def blank(call: Call, book: Book) -> list[Labels]:
+    """Whatever channels they meet, their positions may belong to them, as in the first state of a recurrent layer.
+
+    That its size follows is for the trial cut to find out.
+    """
     (shape,) = call.out_shapes
+    return [tuple(along(book.fresh(size), dim, len(shape)) for dim, size in enumerate(shape) if size > 1)]
+
+
+def uniform(call: Call, book: Book) -> list[Labels]:
+    """One number everywhere, until something is written there."""
+    (shape,) = call.out_shapes
+    if any(call.op.outputs[0] in op.clobbers for op in call.tape.ops):
+        return blank(call, book)
     book.repeated[call.op.outputs[0]] = Repeated(frozenset(range(len(shape))))
     return [()]
 
@@ -35,7 +48,8 @@ def spread(call: Call, book: Book) -> list[Labels]:
     return layout(call, book)
 
 
-RULES |= dict.fromkeys(UNIFORM, uniform) | dict.fromkeys(("aten.expand", "aten.repeat"), spread)
+RULES |= dict.fromkeys(BLANK, blank) | dict.fromkeys(UNIFORM, uniform)
+RULES |= dict.fromkeys(("aten.expand", "aten.repeat"), spread)
 
 
 def carry_on(call: Call, book: Book) -> None:
