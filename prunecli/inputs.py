@@ -1,7 +1,7 @@
 """The tensors that a forward pass takes, as text and as JSON. No torch here.
 
-``1x3x224x224``; several in the order of the arguments, with a dtype where they are not of the parameters' own:
-``1x16:int64,1x16:int64``.
+``1x3x224x224``; several in the order of the arguments, with a dtype where they are not of the parameters' own, and
+with the integer that they hold where that is not 0: ``1x16:int64,1:int64=16``.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from typing import Any
 
 from prunecli.units import parse_shape
 
-DTYPES = frozenset({"float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16", "int32", "int64", "bool"})
+INTEGERS = {"bool": 1, "int8": 2**7 - 1, "uint8": 2**8 - 1, "int16": 2**15 - 1, "int32": 2**31 - 1, "int64": 2**63 - 1}
+DTYPES = frozenset({"float16", "bfloat16", "float32", "float64", *INTEGERS})
 LARGEST = 2**28  # numbers in one tensor; a file that asks for more is damaged or hostile
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One tensor: its shape, batch included, and its dtype; that of the parameters where it is empty."""
+    """One tensor: its shape, batch included, its dtype, that of the parameters where it is empty, and what it holds."""
 
     shape: tuple[int, ...]
     dtype: str = ""
+    value: int = 0
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
-        return f"{shape}:{self.dtype}" if self.dtype else shape
+        held = f"={self.value}" if self.value else ""
+        return f"{shape}:{self.dtype}{held}" if self.dtype else shape
 
 
 Inputs = tuple[Argument, ...]
@@ -35,7 +38,7 @@ def parse_inputs(text: str) -> Inputs:
     """One argument after another. Among several, a number alone needs a dtype: ``3,32,32`` is a shape gone wrong.
 
     >>> parse_inputs("1x16:int64,1x4")
-    (Argument(shape=(1, 16), dtype='int64'), Argument(shape=(1, 4), dtype=''))
+    (Argument(shape=(1, 16), dtype='int64', value=0), Argument(shape=(1, 4), dtype='', value=0))
 
     Raises:
         ValueError: `text` is anything else.
@@ -47,10 +50,13 @@ def parse_inputs(text: str) -> Inputs:
 
 
 def _argument(text: str) -> Argument:
-    shape, colon, dtype = text.partition(":")
+    shape, colon, kind = text.partition(":")
+    dtype, equals, value = kind.partition("=")
     if colon and dtype not in DTYPES:
         raise ValueError(f"{text!r}: unknown dtype {dtype!r} (known: {', '.join(sorted(DTYPES))})")
-    return Argument(parse_shape(shape), dtype)
+    if equals and not (value.isdecimal() and int(value) <= INTEGERS.get(dtype, -1)):
+        raise ValueError(f"{text!r}: {value!r} is no value of dtype {dtype}; 2:int64=5 holds 5")
+    return Argument(parse_shape(shape), dtype, int(value or 0))
 
 
 def shown(inputs: Inputs) -> str:

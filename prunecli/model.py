@@ -45,13 +45,22 @@ class Opening:
 
     @staticmethod
     def like(*examples: Tensor) -> Opening:
-        """For a module in memory: its forward pass takes tensors like these, floats in the dtype of its parameters."""
-        dtypes = ("" if t.is_floating_point() else str(t.dtype).removeprefix("torch.") for t in examples)
-        return Opening(inputs=tuple(Argument(tuple(t.shape), n) for t, n in zip(examples, dtypes, strict=True)))
+        """For a module in memory: its forward pass takes tensors like these.
+
+        Floats in the dtype of its parameters, integers (indices, lengths, masks) as large as their largest.
+        """
+        return Opening(inputs=tuple(map(_argument_like, examples)))
 
     def completed(self, arch: str | None, inputs: Inputs | None) -> Opening:
         """With defaults for what was not said."""
         return replace(self, arch=self.arch or arch, inputs=self.inputs or inputs)
+
+
+def _argument_like(example: Tensor) -> Argument:
+    if example.is_floating_point():
+        return Argument(tuple(example.shape))
+    largest = max(0, int(example.max())) if example.numel() else 0
+    return Argument(tuple(example.shape), str(example.dtype).removeprefix("torch."), largest)
 
 
 DEFAULT = Opening()
@@ -85,10 +94,10 @@ class Model:
 
     @property
     def example(self) -> Example:
-        """Zeros."""
+        """Zeros, integers as they were asked for."""
         first, *others = (
-            torch.zeros(argument.shape, dtype=getattr(torch, argument.dtype) if argument.dtype else self.dtype)
-            for argument in self.inputs
+            torch.full(given.shape, given.value, dtype=getattr(torch, given.dtype) if given.dtype else self.dtype)
+            for given in self.inputs
         )
         return Example((first, *others) if others else arguments(self.arch, first))
 

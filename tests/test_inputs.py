@@ -33,7 +33,9 @@ def build():
 """
 
 
-@pytest.mark.parametrize("text", ["1x3x32x32", "1x16:int64", "1x16:int64,1x4", "2:float32,3x4:bool"])
+@pytest.mark.parametrize(
+    "text", ["1x3x32x32", "1x16:int64", "1x16:int64,1x4", "2:float32,3x4:bool", "2x9:int64,2:int64=9", "1x5:bool=1"]
+)
 def test_text_and_json_round_trips(text: str) -> None:
     inputs = parse_inputs(text)
     assert shown(inputs) == text
@@ -45,9 +47,27 @@ def test_one_tensor_of_the_parameters_dtype_is_a_list_of_sizes() -> None:
     assert to_json((Argument((1, 3), "int64"),)) == "1x3:int64"
 
 
-@pytest.mark.parametrize("text", ["", "1x", "3,32,32", "1x3,5", "1x3,", "0x3", "1x3:int63", "1x3:float32:x", "x=1x3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1x",
+        "3,32,32",
+        "1x3,5",
+        "1x3,",
+        "0x3",
+        "1x3:int63",
+        "1x3:float32:x",
+        "x=1x3",
+        "3=5",
+        "3:float32=1",
+        "3:int8=128",
+        "3:int64=-1",
+        "3:int64=",
+    ],
+)
 def test_nonsense_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is not a shape|unknown dtype"):
+    with pytest.raises(ValueError, match=r"is not a shape|unknown dtype|no value of"):
         parse_inputs(text)
 
 

@@ -171,12 +171,17 @@ def write_and_run(target: Target, module: nn.Module, example: Example, tests: li
             worst = _compare(target, module, tests, path)
     except (InputError, VerificationError):
         raise
-    except Exception as error:  # exporters raise whatever they meet
-        text = str(error).strip().splitlines()
+    except Exception as error:  # exporters raise whatever they meet, and wrap it in advice for their developers
+        root = _root(error)
+        text = str(root).strip().splitlines()
         raise InputError(
-            f"{target.title} cannot carry this model: {type(error).__name__}: {text[0] if text else ''}"
+            f"{target.title} cannot carry this model: {type(root).__name__}: {text[0] if text else ''}"
         ) from error
     return worst
+
+
+def _root(error: BaseException) -> BaseException:
+    return _root(error.__cause__) if error.__cause__ else error
 
 
 def _compare(target: Target, module: nn.Module, tests: list[Example], path: Path) -> float:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
+from prunecli.checkpoint.names import fold_reparametrized
 from prunecli.cost.allocation import Floats, allocate
 from prunecli.cost.budget import Search
 from prunecli.cost.latency import preferred_multiple
@@ -211,18 +212,33 @@ def _shared_out(case: _Case, weights: dict[str, Tensor], scores: dict[str, Tenso
 
 
 def prunable(module: nn.Module, example: Example, method: Method) -> dict[str, Tensor]:
-    """Weights that sparsity is counted over: those with two or more dims, in modules that are not excluded."""
+    """Weights that sparsity is counted over: those with two or more dims, in modules that are not excluded.
+
+    Scales of channels, (C, 1, 1), are none, nor is what `unprunable` names.
+    """
     names = [name for name, _ in module.named_modules() if name]
-    excluded = select(method.exclude, names)
+    excluded, normed = select(method.exclude, names), unprunable(module)
     weights = {
         name: p.data
         for name, p in module.named_parameters()
-        if p.ndim > 1 and p.is_floating_point() and name.rpartition(".")[0] not in excluded
+        if _is_weight(name, p) and name not in normed and name.rpartition(".")[0] not in excluded
     }
     chosen = method.prunable(module, example, list(weights))
     if not chosen:
-        raise InputError("no prunable weight is left", hint="exclude fewer layers")
+        hint = "build the architecture without weight norm" if normed and not weights else "exclude fewer layers"
+        raise InputError("no prunable weight is left", hint=hint)
     return {name: weights[name] for name in chosen}
+
+
+def unprunable(module: nn.Module) -> set[str]:
+    """The parts of weights with weight norm: a zero among them changes the norm, and with it all others."""
+    parameters: dict[str, Tensor] = dict(module.named_parameters())
+    return parameters.keys() - fold_reparametrized(parameters)[0].keys()
+
+
+def _is_weight(name: str, parameter: Tensor) -> bool:
+    dims = sum(size > 1 for size in parameter.shape)
+    return parameter.is_floating_point() and parameter.ndim > 1 and (dims > 1 or name.endswith("weight"))
 
 
 def _zero_least(weights: dict[str, Tensor], scores: dict[str, Tensor], count: int) -> None:

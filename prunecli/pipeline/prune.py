@@ -16,6 +16,7 @@ from prunecli.model import DEFAULT, Model, Opening, Source, open_model
 from prunecli.pipeline.container import Provenance, identity, origin, save
 from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
 from prunecli.pipeline.figures import figures, source_bytes
+from prunecli.pipeline.operate import unprunable
 from prunecli.pipeline.overlap import overlap, shares_left, write_layers
 from prunecli.pipeline.steps import Steps, Way, insist_on_change
 from prunecli.pipeline.training import Training
@@ -73,6 +74,7 @@ def prune(
         provenance = Provenance(recipe.resolved(), result.verified, result.budget, evaluation)
         after = replace(after, bytes=save(output, final, opened, provenance))
     facts = _facts(opened, _with_extras(way, recipe, opened, images), before, after)
+    facts = replace(facts, notes=[*_left_out(recipe, opened), *facts.notes])
     if training is not None:
         facts = replace(facts, notes=[*training.notes, *facts.notes])
         training.forget()
@@ -157,6 +159,12 @@ def _training(
 def _met(budget: BudgetFacts | None, before: Figures, after: Figures) -> BudgetFacts | None:
     """The size is known to the byte only when the file is there."""
     return replace(budget, met=after.bytes / before.bytes) if budget and budget.unit == "size" else budget
+
+
+def _left_out(recipe: Recipe, opened: Model) -> list[str]:
+    """Weights that sparsity is not counted over."""
+    layers = len(unprunable(opened.module)) // 2 if _method(recipe).structure == "weight" else 0
+    return [f"{layers} layers with weight norm are left out: their weights are computed"] if layers else []
 
 
 def _undershot(budget: BudgetFacts | None) -> list[str]:

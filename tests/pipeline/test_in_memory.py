@@ -155,3 +155,41 @@ def test_a_layer_is_named_once_with_its_outputs(tmp_path: Path) -> None:
     layers = [cut.group for cut in facts.cuts]
     assert len(layers) == len(set(layers))
     assert next(cut.before for cut in facts.cuts if cut.group == "up") == 12
+
+
+def test_weight_norm_is_left_out_of_sparsity() -> None:
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    sparse = recipe(method={"name": "magnitude", "structure": "weight"}, budget={"sparsity": 0.8})
+    facts = prunecli.prune(sparse, MODELS["NormedStack"](), None, takes)
+    assert facts.notes == ["3 layers with weight norm are left out: their weights are computed"]
+    assert facts.budget
+    assert facts.budget.met == pytest.approx(0.8, abs=0.005)
+    stack = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
+    with pytest.raises(InputError, match="no prunable weight"):
+        prunecli.prune(sparse, stack, None, prunecli.Opening.like(torch.zeros(1, 4)))
+
+
+def test_scales_of_channels_are_no_weights() -> None:
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    scaled = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 1))
+    scaled.register_parameter("gamma", nn.Parameter(torch.zeros(8, 1, 1)))
+    sparse = recipe(method={"name": "magnitude", "structure": "weight"}, budget={"sparsity": 0.5})
+    facts = prunecli.prune(sparse, scaled, None, takes)
+    assert facts.before.nonzero - facts.after.nonzero >= 16  # of 24 + 8 weights; those of gamma were zero before
+
+
+class Lengths(nn.Module):
+    """Sequences with their lengths, which must not be 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.lstm, self.head = nn.Embedding(9, 16), nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 3)
+
+    def forward(self, words: Tensor, lengths: Tensor) -> Tensor:
+        rows = nn.utils.rnn.pack_padded_sequence(self.words(words), lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.lstm(rows)[1][0][0])
+
+
+def test_integers_are_as_large_as_in_the_example(tmp_path: Path) -> None:
+    takes = prunecli.Opening.like(torch.tensor([[1, 2, 8], [4, 0, 0]]), torch.tensor([3, 1]))
+    assert prunecli.prune(recipe(budget={"params": 0.6}), Lengths(), tmp_path / "o.safetensors", takes).verified

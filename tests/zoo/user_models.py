@@ -933,3 +933,17 @@ class Packed(Base):
         packed = nn.utils.rnn.pack_padded_sequence(x.flatten(2).transpose(1, 2), lengths, batch_first=True)
         rows, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
         return rows.mean(1)
+
+
+@model
+class NarrowDense(Base):
+    """A dense block whose layers are two channels wide: of what is halved, only one is left."""
+
+    def __init__(self) -> None:
+        super().__init__(20)
+        self.layers = nn.ModuleList(nn.Conv2d(16 + 2 * n, 2, 3, padding=1) for n in range(2))
+
+    def middle(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.cat([x, layer(x).relu()], 1)
+        return x

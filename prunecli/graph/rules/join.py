@@ -19,7 +19,7 @@ def cat(call: Call, book: Book) -> list[Labels]:
     ndim = len(call.out_shapes[0])
     refs = [r for r in refs if len(call.shape(r)) == ndim]
     dim = int(call.op.args[1]) % ndim if len(call.op.args) > 1 else 0
-    ends: list[Tensor] = []
+    ends: list[tuple[int, Label | None]] = []
     others: list[Label] = []
     for ref in refs:
         own = None
@@ -30,13 +30,19 @@ def cat(call: Call, book: Book) -> list[Labels]:
                 others.append(label)
             else:
                 book.freeze((label,), f"meets a tensor of fixed size at {call.op.where}")
-        size = call.shape(ref)[dim]
-        ends.append(torch.zeros(size, dtype=torch.int64) if own is None else own.ids.reshape(-1))
+        ends.append((call.shape(ref)[dim], own))
     joined = list(book.merge(others, f"two widths meet at {call.op.where}"))
-    ids = torch.cat(ends)
-    if ids.numel() > 1 and bool(ids.any()):
-        joined.append(along(ids, dim, ndim))
+    if any(own for _, own in ends):
+        parts = [_fixed(call, book, size) if own is None else own.ids.reshape(-1) for size, own in ends]
+        joined.append(along(torch.cat(parts), dim, ndim))
     return [tuple(joined)]
+
+
+def _fixed(call: Call, book: Book, size: int) -> Tensor:
+    """Positions that are nobody's channels, (size,)."""
+    ids = book.fresh(size)
+    book.freeze((Label(ids, 0),), f"of fixed size at {call.op.where}")
+    return ids
 
 
 @rule("aten::glu")
