@@ -1,19 +1,20 @@
 """What methods add to a training step: time and peak memory beside the same loop with plain SGD.
 
-python benchmarks/overhead.py [--arch cifar_resnet20] [--batch 128] [--steps 30] [--turns 3] [--device cpu]
+python benchmarks/overhead.py [--arch cifar_resnet20] [--batch 128] [--steps 60] [--device cpu]
 
-Every run is a process of its own; methods take turns, figures are medians of the means of all steps.
+Every method is a process of its own, and they take turns step by step, so that what else runs on the machine disturbs
+all of them alike. Times are means over the steps, so that what is done now and then is included.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -26,8 +27,8 @@ TRAIN: dict[str, dict[str, Any]] = {
 SKIPPED = 5  # first steps, while memory is allocated and kernels are chosen
 
 
-def one(name: str, asked: argparse.Namespace) -> dict[str, float]:
-    """Seconds of a step and peak bytes, in this process."""
+def one(name: str, asked: argparse.Namespace) -> int:
+    """Train in this process, a step for each line on stdin; prints the seconds of each. Returns the peak bytes."""
     import torch
 
     from prunecli.arch.registry import build
@@ -51,20 +52,42 @@ def one(name: str, asked: argparse.Namespace) -> dict[str, float]:
             list(prunable(module, Example((torch.zeros(1, 3, 32, 32),)), recipe.method)), recipe.budget
         )
         hooks = [found]
-    moments = []
+    started = time.perf_counter()
 
     def note(tick: Tick) -> None:
+        nonlocal started
         del tick
         if asked.device != "cpu":
             torch.cuda.synchronize()
-        moments.append(time.perf_counter())
+        print(time.perf_counter() - started, flush=True)
+        sys.stdin.readline()
+        started = time.perf_counter()
 
     Trainer(data, settings, hooks=hooks, report=note).fit(module)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if asked.device != "cpu":
-        peak = torch.cuda.max_memory_allocated()
-    mean = (moments[-1] - moments[SKIPPED]) / (len(moments) - 1 - SKIPPED)  # what is done now and then included
-    return {"seconds": mean, "bytes": float(peak)}
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass
+class Run:
+    """A method in its process, the seconds of its steps so far, and its peak bytes at the end."""
+
+    process: subprocess.Popen[str]
+    seconds: list[float] = field(default_factory=list)
+    bytes: int = 0
+
+    def step(self) -> None:
+        """Its turn."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        self.seconds.append(float(self.read()))
+
+    def read(self) -> str:
+        """The next line that it prints."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
 
 
 def main() -> None:
@@ -72,28 +95,32 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--arch", default="cifar_resnet20")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", choices=TRAIN)
     asked = parser.parse_args()
     if asked.one:
-        print(json.dumps(one(asked.one, asked)))
+        print(one(asked.one, asked), flush=True)
         return
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in TRAIN}
-    for _ in range(asked.turns):
-        for name in TRAIN:
-            command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
-    print(f"prunecli {version('prunecli')}, {asked.arch}, batch {asked.batch}, {asked.device}, {asked.turns} turns")
+    runs: dict[str, Run] = {}
+    for name in TRAIN:
+        command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
+        runs[name] = Run(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        runs[name].read()  # the first step, after all that is done once
+    for _ in range(asked.steps - 2):
+        for run in runs.values():
+            run.step()
+    for run in runs.values():
+        output, _ = run.process.communicate("\n" * asked.steps)
+        run.bytes = int(output.split()[-1])
+    print(f"prunecli {version('prunecli')}, {asked.arch}, batch {asked.batch}, {asked.device}, {asked.steps} steps")
     print("| | ms a step | times SGD | peak MiB | times SGD |")
     print("| --- | --- | --- | --- | --- |")
-    plain = {key: statistics.median(run[key] for run in found["sgd"]) for key in ("seconds", "bytes")}
-    for name, runs in found.items():
-        seconds, size = (statistics.median(run[key] for run in runs) for key in ("seconds", "bytes"))
-        ratios = seconds / plain["seconds"], size / plain["bytes"]
-        print(f"| {name} | {1e3 * seconds:.1f} | {ratios[0]:.3f} | {size / 2**20:.0f} | {ratios[1]:.3f} |")
+    plain = runs["sgd"]
+    for name, run in runs.items():
+        mean, base = (statistics.fmean(r.seconds[SKIPPED:]) for r in (run, plain))
+        size = f"{run.bytes / 2**20:.0f} | {run.bytes / plain.bytes:.3f}"
+        print(f"| {name} | {1e3 * mean:.1f} | {mean / base:.3f} | {size} |")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def _same_weights(module: nn.Module, channels: Channels, removed: Bools) -> dict
 
     ``g' = g |v'| / |v|`` (Salimans & Kingma 2016, arXiv 1602.07868, eq. 2). A filter that has nothing left is zero.
     """
-    found, tensors = {}, dict(named_tensors(module))
+    found, tensors = {}, dict(named_tensors(module)) if channels.normed else {}
     for normed in channels.normed:
         slots = [s for s in channels.slots if s.name == normed.direction and s.dim != normed.dim]
         slots = [slot for slot in slots if removed[slot.channels].any()]
