@@ -24,7 +24,8 @@ from prunecli.checkpoint.read import Checkpoint, read
 from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import Example
-from prunecli.inputs import Argument, Inputs, from_json
+from prunecli.graph.tensors import weight_norms
+from prunecli.inputs import DTYPES, Argument, Inputs, from_json
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,9 @@ class Opening:
         """For a module in memory: its forward pass takes tensors like these.
 
         Floats in the dtype of its parameters, integers (indices, lengths, masks) as large as their largest.
+
+        Raises:
+            InputError: an example is no such tensor.
         """
         return Opening(inputs=tuple(map(_argument_like, examples)))
 
@@ -57,10 +61,15 @@ class Opening:
 
 
 def _argument_like(example: Tensor) -> Argument:
+    dtype = str(example.dtype).removeprefix("torch.") if isinstance(example, Tensor) else type(example).__name__
+    if dtype not in DTYPES:
+        raise InputError(
+            f"a forward pass is described by tensors of floats or integers, not {dtype}",
+            hint="wrap the module in one whose forward takes such tensors",
+        )
     if example.is_floating_point():
         return Argument(tuple(example.shape))
-    largest = max(0, int(example.max())) if example.numel() else 0
-    return Argument(tuple(example.shape), str(example.dtype).removeprefix("torch."), largest)
+    return Argument(tuple(example.shape), dtype, max(0, int(example.max())) if example.numel() else 0)
 
 
 DEFAULT = Opening()
@@ -342,6 +351,10 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
     wrong = [n for n in own if n in state and tuple(state[n].shape) != shapes[n]]
     if missing or unexpected or wrong:
         raise ArchError(_misfit(what, shapes, state, missing, unexpected, wrong), hint="check --arch")
+    for magnitude, direction, dim in weight_norms(module):  # torch's kernel trusts that they fit
+        fits = tuple(n if d == dim else 1 for d, n in enumerate(shapes[direction]))
+        if shapes[magnitude] not in ((), fits):
+            raise CheckpointError(f"{what}: the journal cuts {magnitude} and {direction} apart")
     tied: dict[int, nn.Parameter | Tensor] = {}
     given: set[int] = set()  # storages that a tensor of the model has become
     for name, old in own.items():

@@ -111,19 +111,24 @@ def plain_names(state: State) -> tuple[State, list[str]]:
     return list(spellings(state))[-1]
 
 
-def _masked(parts: list[Tensor]) -> Tensor:
-    return parts[0] * parts[1].to(parts[0].dtype)
+def _masked(weight: Tensor, mask: Tensor) -> Tensor | None:
+    return weight * mask.to(weight.dtype) if weight.shape == mask.shape else None
 
 
-def _weight_norm(parts: list[Tensor]) -> Tensor:
-    magnitude, direction = parts
-    dim = next((d for d, n in enumerate(magnitude.shape) if n > 1), 0)
-    weight: Tensor = torch._weight_norm(direction, magnitude, dim)
-    return weight
+def _weight_norm(magnitude: Tensor, direction: Tensor) -> Tensor | None:
+    """``g v / |v|``, the norm over the dims along which g has one number; torch's own kernel trusts the shapes."""
+    known = magnitude.shape if magnitude.ndim else (1,) * direction.ndim
+    if len(known) != direction.ndim or any(g not in (1, v) for g, v in zip(known, direction.shape, strict=True)):
+        return None
+    if not (magnitude.is_floating_point() and direction.is_floating_point()):
+        return None
+    inside = [dim for dim, size in enumerate(known) if size == 1]
+    norm = torch.linalg.vector_norm(direction, dim=inside, keepdim=True) if inside else direction.abs()
+    return direction * (magnitude / norm)
 
 
-# What others write for one weight: (suffixes of the parts, what they mean, how to compute the weight).
-_FOLDS: list[tuple[tuple[str, str], str, Callable[[list[Tensor]], Tensor]]] = [
+# What others write for one weight: (suffixes of the parts, what they mean, how to compute the weight, if they fit).
+_FOLDS: list[tuple[tuple[str, str], str, Callable[[Tensor, Tensor], Tensor | None]]] = [
     (("{0}_orig", "{0}_mask"), "masks of torch.nn.utils.prune", _masked),
     (("parametrizations.{0}.original", "parametrizations.{0}.0.mask"), "masks of torch.ao.pruning", _masked),
     (("parametrizations.{0}.original0", "parametrizations.{0}.original1"), "weight norm", _weight_norm),
@@ -144,6 +149,9 @@ def fold_reparametrized(state: State) -> tuple[State, list[str]]:
             partner = base + suffixes[1].format(attribute)
             if not attribute or "." in attribute or partner not in folded:
                 continue
-            folded[base + attribute] = compute([folded.pop(key), folded.pop(partner)])
-            counts[meaning] = counts.get(meaning, 0) + 1
+            weight = compute(folded[key], folded[partner])
+            if weight is not None:
+                del folded[key], folded[partner]
+                folded[base + attribute] = weight
+                counts[meaning] = counts.get(meaning, 0) + 1
     return folded, [f"{count} tensors folded from {meaning}" for meaning, count in counts.items()]

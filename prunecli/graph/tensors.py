@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 
 def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -32,3 +34,16 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield prefix + name, tensor
+
+
+def weight_norms(module: nn.Module) -> Iterator[tuple[str, str, int]]:
+    """Names of magnitude and direction of every weight with weight norm, and the dim that the norm leaves out."""
+    for path, part in submodules(module):
+        prefix = f"{path}." if path else ""
+        for name, applied in getattr(part, "parametrizations", {}).items():
+            if isinstance(applied[0], _WeightNorm):
+                below = f"{prefix}parametrizations.{name}.original"
+                yield f"{below}0", f"{below}1", applied[0].dim
+        for hook in part._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                yield f"{prefix}{hook.name}_g", f"{prefix}{hook.name}_v", hook.dim

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
-from prunecli.checkpoint.names import fold_reparametrized
 from prunecli.cost.allocation import Floats, allocate
 from prunecli.cost.budget import Search
 from prunecli.cost.latency import preferred_multiple
@@ -25,6 +24,7 @@ from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.channels import Bools, Channels, trace, written
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, ForwardError, record
+from prunecli.graph.tensors import weight_norms
 from prunecli.methods.base import Evidence, Method, select
 from prunecli.methods.widths import excluding
 from prunecli.model import Model
@@ -232,8 +232,7 @@ def prunable(module: nn.Module, example: Example, method: Method) -> dict[str, T
 
 def unprunable(module: nn.Module) -> set[str]:
     """The parts of weights with weight norm: a zero among them changes the norm, and with it all others."""
-    parameters: dict[str, Tensor] = dict(module.named_parameters())
-    return parameters.keys() - fold_reparametrized(parameters)[0].keys()
+    return {name for magnitude, direction, _ in weight_norms(module) for name in (magnitude, direction)}
 
 
 def _is_weight(name: str, parameter: Tensor) -> bool:

@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import prunecli
 from prunecli.errors import InputError
+from prunecli.recipe.load import validate
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,24 @@ LIES: dict[str, Callable[[dict[str, Any]], object]] = {
 def test_lies_are_refused(name: str, good: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError):
         prunecli.load(tampered(good, LIES[name], tmp_path))
+
+
+def test_a_magnitude_that_does_not_fit_its_direction_is_refused(tmp_path: Path) -> None:
+    """Torch's kernel would read what lies behind it."""
+    net = nn.Sequential(weight_norm(nn.Linear(4, 6)), nn.ReLU(), nn.Linear(6, 2))
+    recipe = validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}})
+    prunecli.prune(recipe, net, tmp_path / "small.safetensors", prunecli.Opening.like(torch.zeros(1, 4)))
+    with safe_open(tmp_path / "small.safetensors", "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads(file.metadata()["prunecli"])
+    magnitude = "0.parametrizations.weight.original0"
+    (cut,) = facts["journal"]["cuts"]
+    cut["in"].remove(f"{magnitude}:0")
+    facts["journal"]["cuts"].append({"kept": "0", "in": [f"{magnitude}:0"]})
+    tensors[magnitude] = tensors[magnitude][:1].clone()
+    save_file(tensors, tmp_path / "bad.safetensors", {"format": "pt", "prunecli": json.dumps(facts)})
+    with pytest.raises(InputError, match="apart"):
+        prunecli.load(tmp_path / "bad.safetensors", into=net)
 
 
 def test_the_untouched_copy_loads(good: Path, tmp_path: Path) -> None:

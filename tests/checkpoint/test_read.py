@@ -98,12 +98,25 @@ def test_masks_of_torch_prune_are_folded(tmp_path: Path) -> None:
     assert torch.equal(found["1.bias"], net[1].bias)
 
 
-def test_parametrized_weights_are_folded(tmp_path: Path) -> None:
-    net = nn.Sequential(weight_norm(nn.Linear(3, 4)))
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_parametrized_weights_are_folded(dim: int | None, tmp_path: Path) -> None:
+    net = nn.Sequential(weight_norm(nn.Linear(3, 4), dim=dim))
     torch.save(net.state_dict(), tmp_path / "norm.pt")
     found = read(tmp_path / "norm.pt").state
     assert found.keys() == {"0.weight", "0.bias"}
     torch.testing.assert_close(found["0.weight"], net[0].weight.detach())
+
+
+@pytest.mark.parametrize(
+    ("magnitude", "direction"),
+    [(torch.zeros(0), torch.ones(4, 5)), (torch.ones(2, 3), torch.ones(7)), (torch.ones(5, 1), torch.ones(4, 5)),
+     (torch.ones(4, 1, dtype=torch.int64), torch.ones(4, 5, dtype=torch.int64))],
+)  # fmt: skip
+def test_parts_that_do_not_fit_stay_as_they_are(magnitude: Tensor, direction: Tensor, tmp_path: Path) -> None:
+    """Torch's own kernel reads past the end of such a magnitude."""
+    parts = {"a.weight_g": magnitude, "a.weight_v": direction, "b.weight_orig": direction, "b.weight_mask": magnitude}
+    torch.save(parts, tmp_path / "odd.pt")
+    assert read(tmp_path / "odd.pt").state.keys() == parts.keys()
 
 
 WRAPPING = """

@@ -193,3 +193,9 @@ class Lengths(nn.Module):
 def test_integers_are_as_large_as_in_the_example(tmp_path: Path) -> None:
     takes = prunecli.Opening.like(torch.tensor([[1, 2, 8], [4, 0, 0]]), torch.tensor([3, 1]))
     assert prunecli.prune(recipe(budget={"params": 0.6}), Lengths(), tmp_path / "o.safetensors", takes).verified
+
+
+@pytest.mark.parametrize("example", [{"x": torch.zeros(1)}, torch.zeros(1, dtype=torch.complex64), 3])
+def test_what_is_no_tensor_of_numbers_is_refused(example: object) -> None:
+    with pytest.raises(InputError, match="tensors of floats or integers, not"):
+        prunecli.Opening.like(example)
