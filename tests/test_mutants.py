@@ -71,8 +71,8 @@ MUTANTS = {
     ),
     "concatenation forgets the order": Mutant(
         "graph/rules/join.py",
-        "    ids = torch.cat(ends)",
-        "    ids = torch.cat(ends[::-1])",
+        "        joined.append(along(torch.cat(parts), dim, ndim))",
+        "        joined.append(along(torch.cat(parts[::-1]), dim, ndim))",
         "graph/test_channels.py::test_concatenation_keeps_the_parts_apart",
     ),
     "a group of a group norm goes in part": Mutant(

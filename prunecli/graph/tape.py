@@ -65,10 +65,14 @@ def writes(func: Any) -> bool:
     return bool(func._schema.is_mutable)
 
 
+# Those that torch 2.10 and 2.11 do not tag yet.
+_POINTWISE = {"aten." + n for n in ("leaky_relu", "leaky_relu_", "hardtanh_", "elu_", "celu_", "selu_", "hardsigmoid_")}
+
+
 @cache
 def is_pointwise(func: Any) -> bool:
-    """Whether torch tags the op so: each position of the result depends on that position of the arguments alone."""
-    return torch.Tag.pointwise in func.tags
+    """Whether each position of the result depends on that position of the arguments alone; torch tags such ops."""
+    return torch.Tag.pointwise in func.tags or packet_name(func) in _POINTWISE
 
 
 @dataclass(frozen=True, slots=True)

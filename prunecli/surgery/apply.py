@@ -158,9 +158,8 @@ def kept_indices(channels: Channels, removed: Bools) -> dict[tuple[str, int], tu
 def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
     """A full-size copy of `module` in which the removed channels are not read: the oracle of every cut.
 
-    Zeroing the readers' weights is exact whatever batch norm, bias or activation lies between.
-    Where two activations are multiplied (attention scores), the writers are zeroed instead.
-    Statistics over channels are taken over those that stay.
+    Zeroing the readers' weights is exact whatever batch norm, bias or activation lies between. Where two activations
+    are multiplied (attention scores), the product leaves the channels out; statistics are taken over those that stay.
     """
     twin = copied(module)
     tensors = dict(named_tensors(twin))
@@ -169,16 +168,17 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
     weights = {normed.weight: normed.direction for normed in channels.normed}
     magnitudes = {(normed.direction, normed.dim): normed.magnitude for normed in channels.normed}
     ignored: dict[str, set[int]] = {}  # channels that a tensor must not pass on
+    products = []
     for read in channels.reads:
         reader = channels.parameter_behind(read.b) or weights.get(read.b, "")
-        label = read.b_label if reader else read.a_label
-        hit = channels.of(label.ids.reshape(-1))
-        gone = set(hit[removed[hit]].tolist())
-        for name in [reader] if reader else tensors:
-            ignored.setdefault(name, set()).update(gone)
+        if not reader:
+            products.append(read)
+            continue
+        hit = channels.of(read.b_label.ids.reshape(-1))
+        ignored.setdefault(reader, set()).update(hit[removed[hit]].tolist())
     for slot in channels.slots:
         rows = [i for i, channel in enumerate(slot.channels.tolist()) if channel in ignored.get(slot.name, ())]
         if rows:
             zeroed = magnitudes.get((slot.name, slot.dim), slot.name)  # a direction has a length
             tensors[zeroed].data.index_fill_(slot.dim, torch.tensor(rows), 0)
-    return selecting(twin, channels, removed)
+    return selecting(twin, channels, removed, products)

@@ -1,8 +1,11 @@
-"""A model whose statistics over channels leave some channels out: the reference for cuts through layer norms."""
+"""A model whose statistics over channels, and whose products of activations, leave some channels out: the reference for
+cuts through layer norms and through attention.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,25 +13,54 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunecli.graph.channels import Bools, Channels
-from prunecli.graph.tape import packet_name, unfused
+from prunecli.graph.labels import Mixed, Read
+from prunecli.graph.tape import Op, Ref, packet_name, unfused
 
-# Which occurrence of an op, the dim that its statistic runs over, and the positions that stay.
-Plan = dict[tuple[str, int], tuple[int, tuple[int, ...]]]
+# For an occurrence of an op: what takes its place, given the op, its arguments and its keywords.
+Plan = dict[tuple[str, int], Callable[[Any, Any, Any], Any]]
 
 
-def selecting(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
-    """`module` with statistics over the channels that stay; itself where no statistic is concerned."""
+def selecting(module: nn.Module, channels: Channels, removed: Bools, products: Sequence[Read]) -> nn.Module:
+    """`module` with statistics over the channels that stay, and without the others in some products of activations.
+
+    It is itself where none of these is concerned.
+    """
     seen: dict[str, int] = {}
     number_of = {}
     for op in channels.tape.ops:
         number_of[op.index] = (op.name, seen.get(op.name, 0))
         seen[op.name] = seen.get(op.name, 0) + 1
-    plan: Plan = {}
-    for mixed in channels.mixed:
-        kept = ~removed[channels.of(mixed.label.rows()[0])]
-        if not kept.all():
-            plan[number_of[mixed.op]] = (mixed.label.axis, tuple(kept.nonzero()[0].tolist()))
+    statistics = {number_of[mixed.op]: _statistic(mixed, channels, removed) for mixed in channels.mixed}
+    others = {number_of[read.op]: _product(channels.tape.ops[read.op], read, channels, removed) for read in products}
+    plan = {place: action for place, action in (statistics | others).items() if action is not None}
     return _Selecting(module, plan) if plan else module
+
+
+def _statistic(mixed: Mixed, channels: Channels, removed: Bools) -> Callable[[Any, Any, Any], Any] | None:
+    """What takes the statistic over the channels that stay; None where all do."""
+    kept = ~removed[channels.of(mixed.label.rows()[0])]
+    return None if kept.all() else partial(_over_few, mixed.label.axis, torch.from_numpy(kept.nonzero()[0]))
+
+
+def _over_few(dim: int, kept: Tensor, func: Any, args: Any, kwargs: Any) -> Any:
+    few, name = args[0].index_select(dim, kept), packet_name(func)
+    if name not in NORMS:
+        return func(few, *args[1:], **kwargs)
+    normal, *statistics = func(few, *NORMS[name](kept, *args[1:]))
+    return torch.zeros_like(args[0]).index_copy(dim, kept, normal), *statistics  # what has gone is zero
+
+
+def _product(op: Op, read: Read, channels: Channels, removed: Bools) -> Callable[[Any, Any, Any], Any] | None:
+    """What multiplies without the removed channels; None where all stay."""
+    stays = torch.from_numpy(~removed[channels.of(read.a_label.ids)])
+    return None if stays.all() else partial(_without, op.args.index(Ref(read.a)), stays)
+
+
+def _without(position: int, stays: Tensor, func: Any, args: Any, kwargs: Any) -> Any:
+    whole = args[position]  # of several samples, where heads or channels of all of them share a dim: it repeats
+    times = [n // m if m > 1 else 1 for n, m in zip(whole.shape, stays.shape, strict=True)]
+    few = whole * stays.repeat(times).to(whole.dtype)
+    return func(*args[:position], few, *args[position + 1 :], **kwargs)
 
 
 class _Selecting(nn.Module):
@@ -52,15 +84,8 @@ class _Selector(TorchDispatchMode):
         name = packet_name(func)
         number = self._seen.get(name, 0)
         self._seen[name] = number + 1
-        chosen = self._plan.get((name, number))
-        if chosen is None:
-            return func(*args, **(kwargs or {}))
-        dim, kept = chosen[0], torch.tensor(chosen[1])
-        few = args[0].index_select(dim, kept)
-        if name not in NORMS:
-            return func(few, *args[1:], **(kwargs or {}))
-        normal, *statistics = func(few, *NORMS[name](kept, *args[1:]))
-        return torch.zeros_like(args[0]).index_copy(dim, kept, normal), *statistics  # what has gone is zero
+        action = self._plan.get((name, number))
+        return func(*args, **(kwargs or {})) if action is None else action(func, args, kwargs or {})
 
 
 def _layer_norm(kept: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, *rest: Any) -> tuple[Any, ...]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,8 +21,22 @@ from prunecli.ranks import local_rank, rank, world
 def together(device: torch.device) -> None:
     """Connect all processes, where there are several and they are not yet; they part at exit."""
     if world() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with _stdout_closed():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
+
+
+@contextmanager
+def _stdout_closed() -> Iterator[None]:
+    """Gloo of torch 2.10 says on stdout that it is connected; there it would come before our JSON."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def own_device(device: torch.device) -> torch.device:

@@ -80,6 +80,7 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
      ("NumberOfHeads", ("slopes.weight[0]",)), ("Shuffled", ("stem.weight[0]",)),
      ("CutByNumber", ("conv.weight[0]",)), ("UnevenCut", ("conv.weight[0]", "rest.weight[1]")),
      ("SumNobodyReads", ("skip.weight[1]",)), ("GroupedStream", ("wide.weight[0]",)), ("Bags", ("bag.weight[1]",)),
+     ("DoubleAttention", ("gather.weight[0]", "spread.weight[0]", "value.weight[0]")),
      ("NarrowDense", ("layers.0.weight[0]", "layers.1.weight[0]")),
      ("TwoSided", ("first.weight[0]", "second.weight[0]", "both.weight[0]")), ("Packed", ("lstm.weight_hh_l0[1]",)),
      ("NormedStack", ("first.parametrizations.weight.original1[0]", "up.parametrizations.weight.original1[1]")),

@@ -947,3 +947,19 @@ class NarrowDense(Base):
         for layer in self.layers:
             x = torch.cat([x, layer(x).relu()], 1)
         return x
+
+
+@model
+class DoubleAttention(Base):
+    """Two layers whose softmaxes over places are multiplied: where both are zero, they are not (A^2-Nets)."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.wide, self.narrow = 12, 8
+        self.value, self.gather, self.spread = nn.Conv2d(16, 12, 1), nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        n, _, *size = x.shape
+        value = self.value(x).view(n, self.wide, -1)
+        gather, spread = (layer(x).view(n, self.narrow, -1).softmax(-1) for layer in (self.gather, self.spread))
+        return ((value @ gather.transpose(1, 2)) @ spread).view(n, self.wide, *size)
