@@ -357,7 +357,7 @@ class _Recorder(TorchDispatchMode):
                 continue
             written = args[position] if position < len(args) else kwargs.get(argument.name)
             for tensor in output_tensors(written):
-                for other in self._aliases[_storage(tensor)]:
+                for other in self._aliases.get(_storage(tensor), ()):  # a storage may have been exchanged
                     if other is not tensor:
                         clobbered.append(self._current[id(other)])
                 self._new_value(tensor)

@@ -13,8 +13,9 @@ Edits = dict[str, int | list[int]]
 
 
 def _weight(module: nn.Module) -> Tensor:
-    """That of a layer; where weight norm computes it before every pass, the direction, which has its shape."""
-    weight = getattr(module, "weight_v", module.weight)
+    """That of a layer; where a hook computes it before every pass, the parameter that has its shape."""
+    computed = (module._parameters.get(name) for name in ("weight_orig", "weight_v"))
+    weight = next((parameter for parameter in computed if parameter is not None), module.weight)
     assert isinstance(weight, Tensor)
     return weight
 

@@ -963,3 +963,16 @@ class DoubleAttention(Base):
         value = self.value(x).view(n, self.wide, -1)
         gather, spread = (layer(x).view(n, self.narrow, -1).softmax(-1) for layer in (self.gather, self.spread))
         return ((value @ gather.transpose(1, 2)) @ spread).view(n, self.wide, *size)
+
+
+@model
+class SpectralHooks(Base):
+    """Spectral norm by hooks, whose factor follows the whole weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.utils.spectral_norm(nn.Conv2d(16, 24, 3, padding=1))
+        self.back = nn.Conv2d(24, 16, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.back(self.conv(x).relu())
