@@ -64,8 +64,22 @@ def _two(x: Tensor, y: Any, *others: Any) -> Outputs | None:
     return _empty(x, [b if a == 1 else a for a, b in pairs])
 
 
+def _insist_on_one_dtype(*operands: Tensor | None) -> None:
+    """Torch's kernels do, its meta kernels do not."""
+    dtypes = {operand.dtype for operand in operands if operand is not None}
+    if len(dtypes) > 1:
+        raise RuntimeError(f"operands of different dtypes: {', '.join(sorted(map(str, dtypes)))}")
+
+
+def _insist_on_wide(*operands: Tensor | None) -> None:
+    """Normalisations mix dtypes, but not float64 with another."""
+    if any(operand is not None and operand.dtype == torch.float64 for operand in operands):
+        _insist_on_one_dtype(*operands)
+
+
 def _batch_norm(x: Tensor, *rest: Any) -> Outputs | None:
     *vectors, _, _, _ = rest
+    _insist_on_wide(x, *vectors)
     for vector in vectors:
         if vector is not None and tuple(vector.shape) != (x.shape[1],):
             raise RuntimeError(f"batch norm of {x.shape[1]} channels got a vector of {tuple(vector.shape)}")
@@ -74,6 +88,7 @@ def _batch_norm(x: Tensor, *rest: Any) -> Outputs | None:
 
 def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Outputs | None:
     del eps
+    _insist_on_wide(x, weight, bias)
     tail = tuple(x.shape[x.ndim - len(shape) :])
     for part in (shape, *(t.shape for t in (weight, bias) if t is not None)):
         if tuple(part) != tail:
@@ -91,7 +106,15 @@ def _mean(x: Tensor, dims: Any = None, keepdim: bool = False) -> Outputs | None:
     return _empty(x, [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone])
 
 
+def _mm(a: Tensor, b: Tensor) -> Outputs | None:
+    _insist_on_one_dtype(a, b)
+    if a.shape[1] != b.shape[0]:
+        raise RuntimeError(f"matrices {tuple(a.shape)} and {tuple(b.shape)} do not fit")
+    return _empty(a, (a.shape[0], b.shape[1]))
+
+
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *others: Any) -> Outputs | None:
+    _insist_on_one_dtype(bias, a, b)
     if others or a.ndim != 2 or b.ndim != 2 or bias.ndim > 1:
         return None
     if a.shape[1] != b.shape[0] or math.prod(bias.shape) not in (1, b.shape[1]):
@@ -101,6 +124,7 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *others: Any) -> Outputs | None:
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Outputs | None:
     stride, padding, dilation, transposed, _, groups = settings
+    _insist_on_one_dtype(x, weight)
     if transposed or not x.is_contiguous() or x.ndim != weight.ndim or not all(x.shape):
         return None
     if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
@@ -125,6 +149,7 @@ SHORTCUTS: dict[str, Callable[..., Outputs | None]] = {
     "aten.native_batch_norm": _batch_norm,
     "aten.native_layer_norm": _layer_norm,
     "aten.addmm": _addmm,
+    "aten.mm": _mm,
     "aten.mean": _mean,
     "aten.add": _two,
     "aten.mul": _two,

@@ -16,7 +16,7 @@ from prunecli.graph.garbage import uncollected
 from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.attention import allow_fewer_heads
 from prunecli.surgery.fix import Edits, edits, head_edits
-from prunecli.surgery.select import selecting
+from prunecli.surgery.select import PRODUCTS, selecting
 
 
 @uncollected()
@@ -159,7 +159,8 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
     """A full-size copy of `module` in which the removed channels are not read: the oracle of every cut.
 
     Zeroing the readers' weights is exact whatever batch norm, bias or activation lies between. Where two activations
-    are multiplied (attention scores), the product leaves the channels out; statistics are taken over those that stay.
+    are multiplied (attention scores), the product leaves the channels out, or else their writers are zeroed; statistics
+    are taken over those that stay.
     """
     twin = copied(module)
     tensors = dict(named_tensors(twin))
@@ -171,11 +172,14 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
     products = []
     for read in channels.reads:
         reader = channels.parameter_behind(read.b) or weights.get(read.b, "")
-        if not reader:
+        if not reader and channels.tape.ops[read.op].name in PRODUCTS:
             products.append(read)
             continue
-        hit = channels.of(read.b_label.ids.reshape(-1))
-        ignored.setdefault(reader, set()).update(hit[removed[hit]].tolist())
+        label = read.b_label if reader else read.a_label
+        hit = channels.of(label.ids.reshape(-1))
+        gone = set(hit[removed[hit]].tolist())
+        for name in [reader] if reader else tensors:
+            ignored.setdefault(name, set()).update(gone)
     for slot in channels.slots:
         rows = [i for i, channel in enumerate(slot.channels.tolist()) if channel in ignored.get(slot.name, ())]
         if rows:

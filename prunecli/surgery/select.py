@@ -16,6 +16,9 @@ from prunecli.graph.channels import Bools, Channels
 from prunecli.graph.labels import Mixed, Read
 from prunecli.graph.tape import Op, Ref, packet_name, unfused
 
+# Those that a model calls equally often whatever the batch; a linear layer is now one op, now another.
+PRODUCTS = {"aten.bmm", "aten.baddbmm", "aten.convolution"}
+
 # For an occurrence of an op: what takes its place, given the op, its arguments and its keywords.
 Plan = dict[tuple[str, int], Callable[[Any, Any, Any], Any]]
 

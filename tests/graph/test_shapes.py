@@ -23,6 +23,7 @@ CALLS = {
     "aten.native_batch_norm": (IMAGE, VECTOR, VECTOR, VECTOR, VECTOR, False, 0.1, 1e-5),
     "aten.native_layer_norm": (meta(2, 3, 6), [6], VECTOR, None, 1e-5),
     "aten.addmm": (VECTOR, meta(4, 3), meta(3, 6)),
+    "aten.mm": (meta(4, 3), meta(3, 6)),
     "aten.add": (IMAGE, meta(2, 6, 4, 5)),
     "aten.mul": (IMAGE, meta(2, 6, 1, 1)),
     "aten.mean": (IMAGE, [-1, 2], True),
@@ -60,7 +61,17 @@ REFUSED = {
     "aten.native_batch_norm": (IMAGE, VECTOR, VECTOR, meta(5), VECTOR, False, 0.1, 1e-5),
     "aten.native_layer_norm": (meta(2, 3, 6), [6], meta(5), None, 1e-5),
     "aten.addmm": (VECTOR, meta(4, 3), meta(2, 6)),
+    "aten.mm": (meta(4, 3), meta(2, 6)),
 }
+
+
+@pytest.mark.parametrize("name", ["aten.convolution", "aten.native_batch_norm", "aten.native_layer_norm", "aten.addmm",
+                                  "aten.mm"])  # fmt: skip
+def test_dtypes_that_torch_does_not_mix_are_refused(name: str) -> None:
+    """Torch says so when it computes, not on meta."""
+    first, *others = (v.double() if n == 0 else v for n, v in enumerate(CALLS[name]))
+    with pytest.raises(RuntimeError, match="different dtypes"):
+        shortcut(name, (first, *others))
 
 
 @pytest.mark.parametrize("name", REFUSED)

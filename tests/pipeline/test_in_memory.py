@@ -199,3 +199,22 @@ def test_integers_are_as_large_as_in_the_example(tmp_path: Path) -> None:
 def test_what_is_no_tensor_of_numbers_is_refused(example: object) -> None:
     with pytest.raises(InputError, match="tensors of floats or integers, not"):
         prunecli.Opening.like(example)
+
+
+class Timed(nn.Module):
+    """It computes in float32 whatever the dtype of its parameters, as embeddings of time do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        waves = time[:, None].float() * torch.arange(8.0)[None].neg().exp()
+        return x + self.second(self.first(waves.cos()).relu())
+
+
+def test_what_computes_in_float32_is_verified_so(tmp_path: Path) -> None:
+    takes = prunecli.Opening.like(torch.zeros(1, 4), torch.tensor([5]))
+    facts = prunecli.prune(recipe(), Timed(), tmp_path / "o.safetensors", takes)
+    assert facts.verified
+    assert facts.verified.dtype == "float32"
