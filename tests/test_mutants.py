@@ -75,6 +75,24 @@ MUTANTS = {
         "        joined.append(along(torch.cat(parts[::-1]), dim, ndim))",
         "graph/test_channels.py::test_concatenation_keeps_the_parts_apart",
     ),
+    "magnitudes make up for nothing": Mutant(
+        "surgery/apply.py",
+        "        found[normed.magnitude] = g * (after / before).reshape(g.shape)",
+        "        found[normed.magnitude] = g",
+        "zoo/test_user_models.py::test_weight_norm_leaves_the_other_weights_as_they_are",
+    ),
+    "rows give back by what they had before": Mutant(
+        "surgery/plan.py",
+        "        changed |= _give_back(row, removed, rank, count - int((~removed[row]).sum()))",
+        "        changed |= _give_back(row, removed, rank, 1)",
+        "graph/test_channels.py::test_rows_that_share_their_channels_give_back_no_more_than_they_must",
+    ),
+    "products read what is masked": Mutant(
+        "surgery/select.py",
+        "    few = whole * stays.repeat(times).to(whole.dtype)",
+        "    few = whole",
+        "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[DoubleAttention]",
+    ),
     "a group of a group norm goes in part": Mutant(
         "graph/rules/norm.py",
         "            book.tie(rows[:, :1], rows)\n",

@@ -122,7 +122,7 @@ class Tape:
     def live_ops(self, *, unseen: bool = False) -> list[Op]:
         """Ops that the outputs depend on, and those that write into a tensor.
 
-        With `unseen`, layers as well whose results nobody looks at, sums of such, and what those depend on: they run.
+        With `unseen`, layers and pointwise ops as well whose results nobody looks at, and what those depend on.
         """
         wanted, own, found = set(self.outputs), set(self.params.values()) if unseen else set[int](), []
         for op in reversed(self.ops):

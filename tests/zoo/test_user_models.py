@@ -127,6 +127,32 @@ def test_dead_channels_where_an_attribute_holds_the_width() -> None:
     assert result.module.width == len(result.module.conv.weight) // 2 == 5
 
 
+def test_weight_norm_leaves_the_other_weights_as_they_are() -> None:
+    """The masked model is made up for by the same function as the cut one: this looks at the weights themselves."""
+    module = built("NormedStack")
+    channels = settled(module)
+    smaller, journal = cut(module, channels, halves(channels))
+    for name in ("first", "up"):
+        weight, direction = module.get_submodule(name).weight, f"{name}.parametrizations.weight.original1"
+        for dim in (0, 1):
+            assert len(journal.kept[direction, dim]) < weight.shape[dim]
+            weight = weight.index_select(dim, torch.tensor(journal.kept[direction, dim]))
+        torch.testing.assert_close(smaller.get_submodule(name).weight, weight, rtol=1e-12, atol=0)
+
+
+def test_a_filter_of_weight_norm_that_has_nothing_left_is_zero() -> None:
+    module = built("NormedStack")
+    channels = settled(module)
+    removed = halves(channels)
+    gone = next(s.channels for s in channels.slots if (s.name, s.dim) == ("first.parametrizations.weight.original1", 1))
+    with torch.no_grad():
+        module.first.parametrizations.weight.original1[0, torch.from_numpy(~removed[gone])] = 0
+    smaller, _ = cut(module, channels, removed)
+    assert not smaller.first.weight[0].any()
+    test = random_example(EXAMPLE, 0)
+    assert compare(masked(module, channels, removed), smaller, [test], torch.float64).max_rel_error <= 1e-12
+
+
 def test_a_computed_weight_that_is_zero() -> None:
     module = built("Modulated")
     module.get_parameter("weight").data.zero_()
