@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -45,4 +46,6 @@ def options(
 
 def main() -> None:
     """Entry point of the `prunecli` script."""
+    # Threads that wait for each other spin; beside another busy process that takes most of the time.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     app()
