@@ -21,13 +21,13 @@ from prunecli.ranks import local_rank, rank, world
 def together(device: torch.device) -> None:
     """Connect all processes, where there are several and they are not yet; they part at exit."""
     if world() > 1 and not dist.is_initialized():
-        with _stdout_closed():
+        with _stdout_to_stderr():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
 
 
 @contextmanager
-def _stdout_closed() -> Iterator[None]:
+def _stdout_to_stderr() -> Iterator[None]:
     """Gloo of torch 2.10 says on stdout that it is connected; there it would come before our JSON."""
     sys.stdout.flush()
     saved = os.dup(1)
