@@ -30,7 +30,7 @@ from prunecli.cost.measure import fvcore_flops
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example
 from prunecli.surgery.expand import expand
-from prunecli.surgery.strip import strip
+from prunecli.surgery.strip import Borders, strip
 from prunecli.surgery.verify import compare, random_example
 
 NETS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "googlenet", "shufflenet_v2_x1_0",
@@ -38,12 +38,12 @@ NETS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "goog
 Maker = Callable[[nn.Module, Example], nn.Module]
 
 
-def ours(mode: str) -> Maker:
+def ours(mode: Borders) -> Maker:
     """Strip in float64, then expand."""
 
     def make(module: nn.Module, example: Example) -> nn.Module:
         wide = example.to(dtype=torch.float64)
-        stripped = strip(copied(module).double(), wide).module
+        stripped = strip(copied(module).double(), wide, borders=mode).module
         return (stripped if mode == "off" else expand(stripped, wide, mode)[0]).float()
 
     return make

@@ -383,11 +383,13 @@ def _own(tensor: Tensor, given: set[int]) -> Tensor:
 
 
 def _restructure(module: nn.Module, journal: Journal, what: str) -> None:
-    """Gates, factors, dropped batch norms, expanded layers, before which the cut comes: they start from what it left.
+    """Gates, factors, dropped batch norms, borders, expanded layers, before which the cut comes: they start from what
+    it left.
 
     Raises:
         CheckpointError: the journal speaks of layers that are not there, or not of that width.
     """
+    from prunecli.surgery.border import border
     from prunecli.surgery.expand import narrowed
     from prunecli.surgery.factors import factorise
     from prunecli.surgery.fold import drop
@@ -397,6 +399,7 @@ def _restructure(module: nn.Module, journal: Journal, what: str) -> None:
         install(module, journal.gates)
         factorise(module, journal.ranks)
         drop(module, journal.folded)
+        border(module, journal.bordered)
         for expansion in journal.expansions.values():
             _cut_layers(module, expansion.layers, journal)
         narrowed(module, dict(journal.expansions))

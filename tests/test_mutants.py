@@ -59,8 +59,8 @@ MUTANTS = {
     ),
     "padding is forgotten when constants fold": Mutant(
         "surgery/strip.py",
-        'return plain_conv and op.name == "aten.convolution" and not any(op.args[4])',
-        'return plain_conv and op.name == "aten.convolution"',
+        "    if not any(op.args[4]):\n",
+        "    if True:\n",
         f"{STRIP}::test_one_constant_channel_stays_under_zero_padding",
     ),
     "a column is not scaled by c_i / c_k": Mutant(
@@ -68,6 +68,18 @@ MUTANTS = {
         "share = (constants / take.constant[take.keeper])",
         "share = (constants / constants.clamp_min(1e-30))",
         f"{STRIP}::test_one_constant_channel_stays_under_zero_padding",
+    ),
+    "a border is that of the last size": Mutant(
+        "surgery/border.py",
+        "seen is None or seen[0] != size or",
+        "seen is None or",
+        "surgery/test_border.py::test_what_was_seen_last_is_used_for_nothing_else",
+    ),
+    "folding leaves the border as it is": Mutant(
+        "surgery/fold.py",
+        "(taps.detach().double() * by_row)",
+        "taps.detach().double()",
+        "surgery/test_border.py::test_expanded_and_folded_and_through_a_file",
     ),
     "concatenation forgets the order": Mutant(
         "graph/rules/join.py",

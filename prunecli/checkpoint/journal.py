@@ -55,6 +55,7 @@ class Journal:
             by the names that they have then.
         kept: indices by (tensor name, dim).
         attributes: integers by module path.
+        bordered: paths of convolutions that got a bias for each tap; its rows are those of the weight.
         expansions: by the path of the layer that fills in constants.
         folded: paths of batch norms that went into the layer before.
     """
@@ -65,6 +66,7 @@ class Journal:
     folded: tuple[str, ...] = ()
     gates: tuple[Gate, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
+    bordered: tuple[str, ...] = ()
 
     @property
     def filled_in(self) -> int:
@@ -88,9 +90,11 @@ class Journal:
         attributes = {module: dict(values) for module, values in self.attributes.items()}
         for module, values in later.attributes.items():
             attributes.setdefault(module, {}).update(values)
+        bordered = tuple(sorted({*self.bordered, *later.bordered}))
+        kept |= {(f"{b}.bias_taps", 0): kept[f"{b}.weight", 0] for b in bordered if (f"{b}.weight", 0) in kept}
         expansions, folded = {**self.expansions, **later.expansions}, {*self.folded, *later.folded}
         left = {module: values for module, values in attributes.items() if module not in folded}
-        return Journal(kept, left, expansions, tuple(sorted(folded)), self.gates, self.ranks)
+        return Journal(kept, left, expansions, tuple(sorted(folded)), self.gates, self.ranks, bordered)
 
     def name_of(self, tensor: str) -> str:
         """What a tensor is called now; gates take layers inside, and of two factors the last is meant."""
@@ -141,6 +145,7 @@ class Journal:
             "folded": list(self.folded),
             "gates": [asdict(gate) for gate in self.gates],
             "ranks": dict(sorted(self.ranks.items())),
+            "bordered": list(self.bordered),
         }
 
     @staticmethod
@@ -159,6 +164,7 @@ class Journal:
             tuple(data.get("folded", [])),
             tuple(map(_gate, data.get("gates", []))),
             {weight: _rank(rank) for weight, rank in data.get("ranks", {}).items()},
+            tuple(data.get("bordered", [])),
         )
 
 

@@ -29,17 +29,21 @@ _MULTIPLES = (1, 2, 4, 8, 16, 32)
 
 
 def turns(runs: Sequence[Run], device: torch.device, seconds: float = 1.0, least: int = 15) -> Floats:
-    """(turns, runs) seconds that each of `runs` takes, in alternation, for `seconds` or at least so many turns."""
-    found: list[list[float]] = []
+    """(turns, runs) seconds that each of `runs` takes, for `seconds` or at least so many turns.
+
+    Every turn has an order of its own: what runs behind a large model finds the caches cold.
+    """
+    found: list[Floats] = []
+    order = np.random.default_rng(0)
     for run in runs:
         run()
     until = time.perf_counter() + seconds
     while len(found) < least or time.perf_counter() < until:
-        row = []
-        for run in runs:
+        row = np.zeros(len(runs))
+        for number in order.permutation(len(runs)):
             started = _now(device)
-            run()
-            row.append(_now(device) - started)
+            runs[number]()
+            row[number] = _now(device) - started
         found.append(row)
     return np.asarray(found)
 

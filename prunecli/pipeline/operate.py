@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from prunecli.pipeline.limits import Limit, Solution, Stage, confirmed, limit_fo
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Budget, Recipe
 from prunecli.surgery.apply import cut, masked
+from prunecli.surgery.border import TAPS, bordered
 from prunecli.surgery.expand import expand
 from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.plan import repair
@@ -150,9 +152,15 @@ class _Case:
         )
         return limit_for(stage, self.progress)
 
+    @property
+    def fills_in(self) -> Literal["off", "auto", "always"]:
+        """Where layers may fill in constants; a cut to a budget leaves none, and gates take layers as they are."""
+        fixed = self.method.structure == "channel" or self.opened.journal.gates
+        return "off" if fixed else self.recipe.strip.expand
+
     def strip(self, module: nn.Module) -> tuple[Stripped, Verified]:
         """What is zero goes, proven."""
-        stripped = strip(module, self.example, self.exclude)
+        stripped = strip(module, self.example, self.exclude, borders=self.fills_in)
         return stripped, verify(module, stripped.module, self.tests, self.dtype)
 
 
@@ -214,14 +222,15 @@ def _shared_out(case: _Case, weights: dict[str, Tensor], scores: dict[str, Tenso
 def prunable(module: nn.Module, example: Example, method: Method) -> dict[str, Tensor]:
     """Weights that sparsity is counted over: those with two or more dims, in modules that are not excluded.
 
-    Scales of channels, (C, 1, 1), are none, nor is what `unprunable` names.
+    Scales of channels, (C, 1, 1), are none, nor is what `unprunable` names, nor the biases of a border.
     """
     names = [name for name, _ in module.named_modules() if name]
     excluded, normed = select(method.exclude, names), unprunable(module)
+    biases = {f"{path}.{TAPS}" for path in bordered(module)}
     weights = {
         name: p.data
         for name, p in module.named_parameters()
-        if _is_weight(name, p) and name not in normed and name.rpartition(".")[0] not in excluded
+        if _is_weight(name, p) and name not in normed | biases and name.rpartition(".")[0] not in excluded
     }
     chosen = method.prunable(module, example, list(weights))
     if not chosen:
@@ -341,10 +350,10 @@ def _widest(opened: Model) -> tuple[nn.Module, Example]:
 
 
 def _expand(case: _Case, result: Operated) -> Operated:
-    """What is dead in a single layer though its channels stay; a cut to a budget leaves nothing of that kind."""
-    if case.recipe.strip.expand == "off" or case.method.structure == "channel":
+    """What is dead in a single layer though its channels stay."""
+    if case.fills_in == "off":
         return result
-    return _proven(case, result, *expand(result.module, case.example, case.recipe.strip.expand))
+    return _proven(case, result, *expand(result.module, case.example, case.fills_in))
 
 
 def _fold(case: _Case, result: Operated) -> Operated:

@@ -23,14 +23,13 @@ from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import Example, Op, Tape, record
 from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.apply import set_attributes
+from prunecli.surgery.border import Layer, layers
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.fix import Edits, edits
+from prunecli.surgery.pace import pays
 from prunecli.surgery.plan import kernel_width
 
-# Multiply-adds that take as long as moving one number through memory, and as starting three more kernels. With fixed
-# numbers `auto` expands only where it clearly saves time, and the same model always gives the same file.
-BALANCE = 32
-OVERHEAD = 3e6
+KERNELS = 3  # more than without
 
 
 class Expanded(nn.Module):
@@ -77,7 +76,7 @@ class _Candidate:
     @property
     def pays(self) -> bool:
         """Whether the saved work outweighs writing the wide output once more and reading the narrow one."""
-        return self.saved >= BALANCE * self.moved + OVERHEAD
+        return pays(self.saved, self.moved, KERNELS)
 
 
 def expand(module: nn.Module, example: Example, mode: str) -> tuple[nn.Module, Journal]:
@@ -168,20 +167,23 @@ def _widen(layer: nn.Module, expansion: Expansion, constant: Tensor) -> None:
 
 def _candidates(module: nn.Module, tape: Tape, fields: Fields) -> Iterable[_Candidate]:
     """Every plain convolution with dead channels behind it."""
-    readers, calls = tape.readers(), tape.calls(("aten.convolution", "aten.native_batch_norm"))
-    for op in calls.values():
+    readers, calls = tape.readers(), layers(module, tape, ("aten.convolution", "aten.native_batch_norm"))
+    for layer in calls.values():
+        op, tail = layer.op, layer
         if not _computes_rows(op, module):
             continue
-        following = readers.get(op.outputs[0], [])
-        norm = following[0] if len(following) == 1 and _is_norm(following[0], module, calls) else op
-        constant = _constants(fields.get(norm.outputs[0]), tape.shapes[op.outputs[0]])
+        following = readers.get(layer.result, [])
+        if len(following) == 1 and _is_norm(following[0], module, calls):
+            tail = calls[following[0].module]
+        constant = _constants(fields.get(tail.result), tape.shapes[op.outputs[0]])
         groups, filters = int(op.args[8]), tape.shapes[op.args[1].index]
         kept = _kept(constant, groups)
         if len(kept) < filters[0]:
             batch, _, *size = tape.shapes[op.outputs[0]]
-            saved = batch * math.prod(size) * (filters[0] - len(kept)) * math.prod(filters[1:])
-            moved = batch * math.prod(size) * (filters[0] + len(kept))
-            yield _Candidate(op.module, norm.module, constant, kept, saved, moved)
+            places, dead = batch * math.prod(size), filters[0] - len(kept)
+            spared = 0 if tail is layer else 2 * dead  # a norm reads and writes no more than what varies
+            saved, moved = places * dead * math.prod(filters[1:]), places * (filters[0] + len(kept) - spared)
+            yield _Candidate(op.module, tail.op.module, constant, kept, saved, moved)
 
 
 def _computes_rows(op: Op, module: nn.Module) -> bool:
@@ -192,9 +194,9 @@ def _computes_rows(op: Op, module: nn.Module) -> bool:
     return _is_leaf(layer, nn.modules.conv._ConvNd) and bool(int(op.args[8]) < layer.out_channels)
 
 
-def _is_norm(op: Op, module: nn.Module, calls: Mapping[str, Op]) -> bool:
+def _is_norm(op: Op, module: nn.Module, calls: Mapping[str, Layer]) -> bool:
     """A batch norm in a module of its own."""
-    own = calls.get(op.module) is op and op.name == "aten.native_batch_norm"
+    own = op.module in calls and calls[op.module].op is op and op.name == "aten.native_batch_norm"
     return own and _is_leaf(module.get_submodule(op.module), nn.modules.batchnorm._BatchNorm)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.journal import Journal
 from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import Example, Tape, record
+from prunecli.surgery.border import TAPS, Bordered, layers
 
 _WRITERS = {"aten.convolution": nn.modules.conv._ConvNd, "aten.addmm": nn.Linear, "aten.mm": nn.Linear}
 
@@ -46,15 +47,16 @@ def drop(module: nn.Module, norms: tuple[str, ...]) -> None:
 
 def _pairs(module: nn.Module, tape: Tape) -> list[tuple[str, str]]:
     """(layer, batch norm) where each is called once and nobody else sees the layer's result."""
-    readers, calls, found = tape.readers(), tape.calls((*_WRITERS, "aten.native_batch_norm")), []
-    for op in calls.values():
-        following = readers.get(op.outputs[0], [])
-        if op.name not in _WRITERS or len(following) != 1 or calls.get(following[0].module) is not following[0]:
+    readers, calls, found = tape.readers(), layers(module, tape, (*_WRITERS, "aten.native_batch_norm")), []
+    for layer in calls.values():
+        op, following = layer.op, readers.get(layer.result, [])
+        norms = [f for f in following if f.module in calls and calls[f.module].op is f]
+        if op.name not in _WRITERS or len(following) != 1 or not norms:
             continue
-        norm = following[0]
+        norm = norms[0]
         exact = type(module.get_submodule(norm.module)) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         own = isinstance(module.get_submodule(op.module), _WRITERS[op.name])
-        if exact and own and not norm.args[5] and op.outputs[0] not in tape.outputs:
+        if exact and own and not norm.args[5] and layer.result not in tape.outputs:
             found.append((op.module, norm.module))
     return found
 
@@ -73,6 +75,9 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     by_row = _per_output(layer, scale, weight.ndim)
     layer.weight = like(weight, (weight.detach().double() * by_row).to(weight.dtype))
     layer.register_parameter("bias", nn.Parameter(shift.to(weight.dtype)))
+    if isinstance(layer, Bordered):
+        taps = layer.bias_taps
+        layer.register_parameter(TAPS, nn.Parameter((taps.detach().double() * by_row).to(taps.dtype)))
 
 
 def _per_output(layer: nn.Module, scale: Tensor, ndim: int) -> Tensor:

@@ -4,15 +4,17 @@ A channel may go when each of its reads is harmless: its values are zero there, 
 zero, or its value is a constant c that the reader can take over:
 
 - a reader without padding adds  c * sum(W[:, channel])  to its bias;
-- a reader with zero padding cannot (the border sees padding zeros, not c): of the constant channels it reads
-  one is kept, the largest |c_k|, and the others' columns are added to its column, scaled by c_i / c_k.
-  Padding then treats the sum as it treated the parts, at every input size.
+- a convolution with zero padding cannot (the border sees padding zeros, not c), but gets a bias for each tap of its
+  kernel (see `border`) where that is wished;
+- any other reader keeps one of the constant channels, the largest |c_k|, and the others' columns are added to its
+  column, scaled by c_i / c_k. Padding then treats the sum as it treated the parts, at every input size.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,12 +27,15 @@ from prunecli.graph.labels import Label, Read
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.apply import cut
+from prunecli.surgery.border import TAPS, Bordered, border, may_border
 from prunecli.surgery.constants import Fields, propagate
+from prunecli.surgery.pace import computed, pays
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import Restrict, misfits, only_whole, settle, whole_as_well
 
 Floats = NDArray[np.float64]
 Replace = dict[str, Tensor]  # tensors in place of the model's own
+Borders = Literal["off", "auto", "always"]
 
 
 @dataclass(frozen=True)
@@ -51,27 +56,38 @@ class _Take:
     constant: Floats  # (positions,) NaN where not constant, 0 where the read does not matter
     weight: str  # name of the reader's weight, "" where it is no plain parameter
     dim: int  # along which the weight reads
-    into_bias: bool
+    into: Literal["bias", "border", "column"]  # what takes constants over; the last is that of a channel that is kept
     keeper: int = field(default=-1)  # position whose column takes the others, -1 for none
 
 
-def strip(module: nn.Module, example: Example, restrict: Restrict = lambda channels: channels) -> Stripped:
+def strip(
+    module: nn.Module,
+    example: Example,
+    restrict: Restrict = lambda channels: channels,
+    *,
+    borders: Borders = "off",
+) -> Stripped:
     """Remove all channels that do not matter, round after round until none is left.
 
     Args:
         module: stays as it is; eval-mode behaviour is what is kept.
         example: one input, for the tape only; the result is exact at every input size.
         restrict: freezes groups that must stay whole.
+        borders: whether padded convolutions get a border instead of a constant channel; ``auto``: where it pays.
     """
     journal, total = Journal(), 0
-    while (found := _dead(module, example, restrict)) is not None:
-        channels, removed, replace = found
-        module, done = cut(module, channels, removed, replace=replace)
-        journal, total = journal.then(done), total + int(removed.sum())
+    while (found := _dead(module, example, restrict, borders)) is not None:
+        channels, removed, tensors = found
+        module, done = cut(module, channels, removed, replace=tensors)
+        new = tuple(name.removesuffix(f".{TAPS}") for name in tensors if name.endswith(f".{TAPS}"))
+        border(module, new)
+        journal, total = journal.then(replace(done, bordered=new)), total + int(removed.sum())
     return Stripped(module, journal, total)
 
 
-def _dead(module: nn.Module, example: Example, restrict: Restrict) -> tuple[Channels, Bools, Replace] | None:
+def _dead(
+    module: nn.Module, example: Example, restrict: Restrict, borders: Borders
+) -> tuple[Channels, Bools, Replace] | None:
     """Channels that do not matter, None where there are none.
 
     Those of narrower heads, or else heads as a whole and sizes that attributes hold.
@@ -80,32 +96,32 @@ def _dead(module: nn.Module, example: Example, restrict: Restrict) -> tuple[Chan
     while True:
         whole, numbered = ways
         traced = channels = restrict(trace(module, example, whole, numbered))
-        removed, replace = _plan(module, channels)
+        removed, tensors = _plan(module, channels, borders)
         while removed.any() and (settled := settle(module, example, channels, removed)) is not channels:
             channels = settled
-            removed, replace = _plan(module, channels)
+            removed, tensors = _plan(module, channels, borders)
         if removed.any():
-            return channels, removed, replace
+            return channels, removed, tensors
         misfit = misfits(module, channels, channels.frozen & ~traced.frozen)
         ways = whole_as_well(module, channels.splits) | whole, numbered | misfit
         if ways == (whole, numbered):
             return None
 
 
-def _plan(module: nn.Module, channels: Channels) -> tuple[Bools, Replace]:
+def _plan(module: nn.Module, channels: Channels, borders: Borders) -> tuple[Bools, Replace]:
     fields = propagate(channels.tape, dict(named_tensors(module)))
-    takes = [_take(read, module, channels, fields) for read in channels.reads]
+    takes = [_take(read, module, channels, fields, borders) for read in channels.reads]
     removed = np.zeros(channels.count, dtype=np.bool_)
     removed[[c for group in channels.groups if not group.frozen for c in group.channels.tolist()]] = True
     for take in takes:
         removed[take.channel[np.isnan(take.constant)]] = False
     for take in takes:
-        _choose_keeper(take, removed)
+        _settle_constants(take, removed, channels, borders)
     removed = repair(channels, removed)
     return removed, _fold(module, takes, removed)
 
 
-def _take(read: Read, module: nn.Module, channels: Channels, fields: Fields) -> _Take:
+def _take(read: Read, module: nn.Module, channels: Channels, fields: Fields, borders: Borders) -> _Take:
     """Constants along the read dim, zero where the product is zero anyway."""
     values, weights = _along(fields.get(read.a), read.a_label), _along_zero(fields.get(read.b), read)
     channel = channels.of(read.a_label.rows().reshape(-1))
@@ -114,9 +130,9 @@ def _take(read: Read, module: nn.Module, channels: Channels, fields: Fields) -> 
     constant = _laid_out(values, len(channel), np.nan)
     constant[_laid_out(weights, len(channel), False)] = 0.0
     name, dim = _reader_weight(read, channels)
-    take = _Take(read, channel, constant, name, dim, _takes_bias(read, channels, module, name, dim))
+    take = _Take(read, channel, constant, name, dim, _takes_over(read, channels, module, name, dim, borders))
     repeated = len(np.unique(channel)) < len(channel)
-    if not name or read.groups > 1 or (repeated and not take.into_bias):
+    if not name or read.groups > 1 or (repeated and take.into != "bias"):
         constant[constant != 0] = np.nan  # nobody can take this constant over
     return take
 
@@ -174,34 +190,52 @@ def _reader_weight(read: Read, channels: Channels) -> tuple[str, int]:
     return (name, dim) if uses == reads == [read.op] else ("", dim)
 
 
-def _takes_bias(read: Read, channels: Channels, module: nn.Module, weight: str, dim: int) -> bool:
-    """Whether the reader sees no padding and is a module that adds a bias of its own."""
+def _takes_over(
+    read: Read, channels: Channels, module: nn.Module, weight: str, dim: int, borders: Borders
+) -> Literal["bias", "border", "column"]:
+    """A module that sees no padding and adds a bias of its own, a padded convolution, or anything else."""
     path = weight.rpartition(".")[0]
     op, owner = channels.tape.ops[read.op], module.get_submodule(path) if weight else None
     biased = any(channels.parameter_behind(ref.index) == f"{path}.bias" for ref in op.refs)
     if dim != 1 or op.module != path or not (biased or _adds_bias(owner)):
-        return False
+        return "column"
     if isinstance(owner, nn.Linear):
-        return True
+        return "bias"
     plain_conv = isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d) and owner.padding_mode == "zeros"
-    return plain_conv and op.name == "aten.convolution" and not any(op.args[4])
+    if not plain_conv or op.name != "aten.convolution":
+        return "column"
+    if not any(op.args[4]):
+        return "bias"
+    return "border" if borders != "off" and may_border(owner) else "column"
 
 
 def _adds_bias(owner: nn.Module | None) -> bool:
-    """Whether it is torch's own forward that runs, which adds a bias where there is one."""
+    """Whether it is a forward of torch's own, or with a border, which adds a bias where there is one."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    return any(type(owner).forward is kind.forward for kind in kinds if isinstance(owner, kind))
+    own = any(type(owner).forward is kind.forward for kind in kinds if isinstance(owner, kind))
+    return own or isinstance(owner, Bordered)
 
 
-def _choose_keeper(take: _Take, removed: Bools) -> None:
-    """Keep one constant channel of a padded read, the largest, if any that goes is not zero there."""
+def _settle_constants(take: _Take, removed: Bools, channels: Channels, borders: Borders) -> None:
+    """Keep one constant channel of a read that needs it, the largest, if any that goes is not zero there."""
     going = removed[take.channel] & (np.nan_to_num(take.constant) != 0)
-    if take.into_bias or not going.any():
+    if take.into == "bias" or not going.any():
         return
+    if take.into == "border" and (borders == "always" or _border_pays(take, removed, channels)):
+        return
+    take.into = "column"
     sizes = np.abs(np.nan_to_num(take.constant))
     staying = np.where(removed[take.channel], 0.0, sizes)
     take.keeper = int(np.argmax(staying if staying.max() >= 0.1 * sizes.max() else sizes))
     removed[take.channel[take.keeper]] = False
+
+
+def _border_pays(take: _Take, removed: Bools, channels: Channels) -> bool:
+    """Whether a channel more would take longer than adding a border."""
+    op, left = channels.tape.ops[take.read.op], int((~removed[take.channel]).sum())
+    result = math.prod(channels.tape.shapes[op.outputs[0]])
+    taps = math.prod(channels.tape.shapes[take.read.b][2:])
+    return pays(result * taps * (computed(left + 1) - computed(left)), 2 * result, 1)
 
 
 def _fold(module: nn.Module, takes: list[_Take], removed: Bools) -> Replace:
@@ -214,16 +248,22 @@ def _fold(module: nn.Module, takes: list[_Take], removed: Bools) -> Replace:
         weight = tensors[take.weight]
         wide = weight.detach().double()
         constants = torch.from_numpy(np.where(going, take.constant, 0.0))
-        taps = wide.flatten(2).sum(2) if wide.ndim > 2 else wide
-        if take.into_bias:
-            name = take.weight.removesuffix("weight") + "bias"
-            added = taps @ constants
-            replace[name] = (added + tensors[name].detach() if name in tensors else added).to(weight.dtype)
+        if take.into == "column":
+            name, new = take.weight, _onto_keeper(take, wide, constants)
         else:
-            shape = [-1 if dim == take.dim else 1 for dim in range(wide.ndim)]
-            share = (constants / take.constant[take.keeper]).reshape(shape)
-            column = (wide * share).sum(take.dim, keepdim=True)
-            wide = wide.clone()
-            wide.narrow(take.dim, take.keeper, 1).add_(column)
-            replace[take.weight] = wide.to(weight.dtype)
+            taps = torch.tensordot(wide, constants, ([1], [0]))  # (out, *kernel)
+            whole = take.into == "bias"
+            name = take.weight.removesuffix("weight") + ("bias" if whole else TAPS)
+            new = taps.reshape(len(taps), -1).sum(1) if whole else taps.unsqueeze(1)
+            new = new + tensors[name].detach() if name in tensors else new
+        replace[name] = new.to(weight.dtype)
     return replace
+
+
+def _onto_keeper(take: _Take, wide: Tensor, constants: Tensor) -> Tensor:
+    """The weight whose column of the kept constant stands for those that go as well."""
+    shape = [-1 if dim == take.dim else 1 for dim in range(wide.ndim)]
+    share = (constants / take.constant[take.keeper]).reshape(shape)
+    wide = wide.clone()
+    wide.narrow(take.dim, take.keeper, 1).add_((wide * share).sum(take.dim, keepdim=True))
+    return wide

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -76,11 +78,13 @@ def test_fits_are_exact_lines_and_never_negative() -> None:
     assert slope == 0
 
 
-def test_turns_alternate_and_every_run_has_a_figure() -> None:
+def test_every_turn_runs_all_in_an_order_of_its_own() -> None:
     calls: list[str] = []
-    found = turns([lambda: calls.append("a"), lambda: calls.append("b")], CPU, seconds=0, least=3)
-    assert found.shape == (3, 2)
-    assert calls == ["a", "b"] * 4
+    found = turns([lambda: calls.append("a"), lambda: time.sleep(0.01) or calls.append("b")], CPU, seconds=0, least=20)
+    assert found.shape == (20, 2)
+    assert (found[:, 1] > found[:, 0]).all()  # a figure stays with its run
+    order = ["".join(pair) for pair in zip(calls[::2], calls[1::2], strict=True)]
+    assert set(order) == {"ab", "ba"}
 
 
 def test_work_counts_elements_where_there_are_no_flops() -> None:
