@@ -2,7 +2,7 @@
 
 Batch norm is randomised. Errors are relative to the largest output, the worst of the traced and of another input size.
 
-python benchmarks/exactness.py [--most-params 150e6] [NAME ...]
+python benchmarks/exactness.py [--most-params 150e6] [--expand off] [NAME ...]
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, ForwardError, record
-from prunecli.surgery.strip import strip
+from prunecli.surgery.expand import expand
+from prunecli.surgery.strip import Borders, strip
 from prunecli.surgery.verify import compare, random_example
 
 ZEROS = {
@@ -59,7 +60,7 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def row(name: str) -> tuple[list[float], float, float]:
+def row(name: str, mode: Borders) -> tuple[list[float], float, float]:
     """Parameters left for each kind of zeros, worst error in float64 and in float32."""
     torch.manual_seed(0)
     base = randomise(build(parse(f"torchvision:{name}"))).eval().double()
@@ -67,7 +68,8 @@ def row(name: str) -> tuple[list[float], float, float]:
     left, wide, single = [], 0.0, 0.0
     for zero in ZEROS.values():
         module = zero(copied(base))
-        small = strip(module, example_of(tried[0])).module
+        stripped = strip(module, example_of(tried[0]), borders=mode).module
+        small = stripped if mode == "off" else expand(stripped, example_of(tried[0]), mode)[0]
         left.append(count(small) / count(module))
         for size in tried:
             tests = [random_example(example_of(size), seed=size, batch=1)]
@@ -80,6 +82,7 @@ def main() -> None:
     """One row for each network."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--most-params", type=float, default=150e6, help="larger networks do not fit in float64")
+    parser.add_argument("--expand", choices=("off", "auto", "always"), default="always", help="as strip.expand")
     parser.add_argument("names", nargs="*")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -93,7 +96,7 @@ def main() -> None:
             continue
         started = time.perf_counter()
         try:
-            left, wide, single = row(name)
+            left, wide, single = row(name, asked.expand)
         except Exception as error:  # a failure is a row, not the end
             print(f"| {name} | FAILED: {type(error).__name__}: {str(error)[:200]} |", flush=True)
             continue

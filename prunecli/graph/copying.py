@@ -75,15 +75,11 @@ def _inherited(kind: Any) -> set[str]:
 
 def _values(state: dict[Any, Any], memo: Memo) -> dict[Any, Any]:
     """Copies of all values; most are atoms, or the empty dicts of hooks."""
-    values = {}
+    values = dict(state)
     for name, value in state.items():
         kind = type(value)
-        if kind in _ATOMS:
-            values[name] = value
-        elif kind in _CONTAINERS and not value:
-            values[name] = kind()
-        else:
-            values[name] = _value(value, memo)
+        if kind not in _ATOMS:
+            values[name] = kind() if kind in _CONTAINERS and not value else _value(value, memo)
     return values
 
 

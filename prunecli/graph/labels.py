@@ -193,7 +193,7 @@ class Book:
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Position by position, these are the same channel (broadcasting)."""
-        if first.numel() == second.numel() and first.shape == second.shape:
+        if first.shape == second.shape:
             self.ties.append((first.reshape(-1), second.reshape(-1)))
         else:
             a, b = torch.broadcast_tensors(first, second)

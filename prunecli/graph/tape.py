@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from prunecli.errors import InputError
 from prunecli.graph.copying import copied, shadow
@@ -50,7 +50,8 @@ class Ref:
     index: int
 
 
-_LEAVES = frozenset({Ref, Tensor, nn.Parameter, type(None), bool, int, float, str})  # most of what ops get
+_PLAIN = frozenset({Ref, type(None), bool, int, float, str})
+_LEAVES = _PLAIN | {Tensor, nn.Parameter}  # most of what ops get
 
 
 @cache
@@ -168,7 +169,10 @@ def flatten(tree: Any) -> list[Any]:
     if type(tree) in _LEAVES:
         return [tree]
     if isinstance(tree, list | tuple):
-        return [leaf for item in tree for leaf in flatten(item)]
+        found = []
+        for item in tree:
+            found += [item] if type(item) in _LEAVES else flatten(item)
+        return found
     if isinstance(tree, Mapping):
         return [leaf for item in tree.values() for leaf in flatten(item)]
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
@@ -182,10 +186,10 @@ def output_tensors(output: Any) -> list[Tensor]:
 
 
 def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    if type(tree) in _PLAIN:
+        return tree
     if isinstance(tree, Tensor):
         return function(tree)
-    if type(tree) in _LEAVES:
-        return tree
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(_map_tensors(item, function) for item in tree))
     if isinstance(tree, list | tuple):
@@ -269,6 +273,12 @@ def _record(module: nn.Module, example: Example, train: bool) -> Tape:
         raise ForwardError(error, recorder.module_of(error)) from error
     recorder.tape.outputs = tuple(recorder.value_of(t) for t in output_tensors(output))
     return recorder.tape
+
+
+def is_observed() -> bool:
+    """Whether what runs is written down: on a tape, by TorchScript's tracer, by export or by the compiler."""
+    traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
+    return traced or _get_current_dispatch_mode() is not None
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from prunecli.checkpoint.journal import Journal
 from prunecli.graph.channels import Bools, Channels, holders
 from prunecli.graph.copying import copied, like
 from prunecli.graph.garbage import uncollected
-from prunecli.graph.tensors import named_tensors
+from prunecli.graph.tensors import named_tensors, submodules
 from prunecli.surgery.attention import allow_fewer_heads
 from prunecli.surgery.fix import Edits, edits, head_edits
 from prunecli.surgery.select import PRODUCTS, selecting
@@ -138,12 +138,13 @@ def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]
 
     A tuple, which a file holds as a list, is a tuple again.
     """
+    parts = dict(submodules(module))
     for path, values in attributes.items():
-        owner = module.get_submodule(path)
+        owner = parts[path] if path in parts else module.get_submodule(path)  # a shared one has further paths
         for attribute, value in values.items():
             was_tuple = isinstance(getattr(owner, attribute, None), tuple)
             setattr(owner, attribute, tuple(value) if was_tuple else value)
-    allow_fewer_heads(module)
+    allow_fewer_heads(parts.values())
 
 
 def kept_indices(channels: Channels, removed: Bools) -> dict[tuple[str, int], tuple[int, ...]]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from prunecli.graph.tensors import submodules
 
 
 class FewerHeads(nn.MultiheadAttention):
@@ -62,9 +62,9 @@ def _over_keys(mask: Tensor | None) -> Tensor | None:
     return mask if mask is None else mask.reshape(-1, 1, 1, mask.shape[-1])
 
 
-def allow_fewer_heads(module: nn.Module) -> None:
+def allow_fewer_heads(parts: Iterable[nn.Module]) -> None:
     """Exchange the class of every attention that is narrower than its embedding; what it cannot do stays as it is."""
-    for _, part in submodules(module):
+    for part in parts:
         if type(part) is not nn.MultiheadAttention or part.in_proj_weight is None:
             continue
         plain = part.bias_k is None and not part.add_zero_attn

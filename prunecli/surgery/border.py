@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.graph.tape import Op, Tape
+from prunecli.graph.tape import Op, Tape, is_observed
 
 TAPS = "bias_taps"
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
@@ -40,7 +40,7 @@ class Bordered(nn.Module):
         result: Tensor = super().forward(x)
         taps = self.bias_taps
         size = x.shape[2 - taps.ndim :]
-        remembers = taps.is_cpu and not (torch.is_grad_enabled() or _is_traced())  # elsewhere comparing would wait
+        remembers = taps.is_cpu and not (torch.is_grad_enabled() or is_observed())  # elsewhere comparing would wait
         return result.add_(self._last.border(self, taps, size) if remembers else self.border(size))
 
     def border(self, size: Iterable[int]) -> Tensor:
@@ -93,11 +93,6 @@ class _Last:
 
     def __reduce__(self) -> tuple[type[_Last], tuple[()]]:
         return _Last, ()
-
-
-def _is_traced() -> bool:
-    """Whether a graph is made of what runs: of jit, export or the compiler."""
-    return bool(torch.jit.is_tracing() or torch.compiler.is_compiling())  # type: ignore[attr-defined, no-untyped-call]
 
 
 @cache

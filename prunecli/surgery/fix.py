@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -150,13 +151,19 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+@cache
+def _fixes(kind: Any) -> tuple[Callable[[nn.Module], Edits], ...]:
+    """Those of a class."""
+    named = FIXES_BY_NAME.get(f"{kind.__module__}.{kind.__qualname__}")
+    return (*(fix for base, fix in FIXES.items() if issubclass(kind, base)), *([named] if named else []))
+
+
 def edits(module: nn.Module) -> dict[str, Edits]:
     """Attributes that no longer fit the tensors, for every submodule: {path: {attribute: value}}."""
     found: dict[str, Edits] = {}
     for path, submodule in submodules(module):
-        fixes = [fix for kind, fix in FIXES.items() if isinstance(submodule, kind)]
-        named = FIXES_BY_NAME.get(f"{type(submodule).__module__}.{type(submodule).__qualname__}")
-        for fix in [*fixes, *([named] if named else [])]:
+        kind: Any = type(submodule)
+        for fix in _fixes(kind):
             changed = {k: v for k, v in fix(submodule).items() if _plain(getattr(submodule, k, v)) != v}
             if changed:
                 found.setdefault(path, {}).update(changed)

@@ -16,10 +16,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from prunecli.checkpoint.journal import Gate
-from prunecli.graph.tape import Example, Op, Tape, record
+from prunecli.graph.tape import Example, Op, Tape, is_observed, record
 
 # Activations that leave zero at zero: a channel that is zero before them is zero behind them.
 ACTIVATIONS = frozenset(
@@ -124,12 +123,7 @@ class Skipping(nn.Module):
 
 def _alone(module: nn.Module, x: Tensor) -> bool:
     """One image, for real: not while the model is trained, traced or exported."""
-    real = (
-        not (module.training or x.is_meta or torch.compiler.is_compiling())
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and _get_current_dispatch_mode() is None
-    )
-    return real and len(x) == 1
+    return not (module.training or x.is_meta or is_observed()) and len(x) == 1
 
 
 def _places(conv: Any, x: Tensor) -> int:

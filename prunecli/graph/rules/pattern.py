@@ -10,7 +10,7 @@ from functools import cache
 
 from torch import Tensor
 
-from prunecli.graph.labels import Book, Label, Labels, Read
+from prunecli.graph.labels import Book, Label, Labels, Read, along
 from prunecli.graph.rules.call import NOT_A_CHANNEL, RULES, Call, Rule
 from prunecli.graph.tape import Ref
 
@@ -142,6 +142,8 @@ def _by_letters(label: Label, letters: Letters, letter: str) -> Tensor:
 
 
 def _to_output(label: Label, letters: Letters, out: Letters, letter: str) -> Label:
+    if "b" not in letters or letter == "b":
+        return along(label.ids, out.index(letter), len(out))
     rows = _by_letters(label, letters, letter)
     shape = [1] * len(out)
     shape[out.index(letter)] = rows.shape[1]
