@@ -5,7 +5,8 @@ The search walks one order of the channels, worst first, and never runs the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +62,10 @@ class Search:
             )
         removed = self._give_back(self._remove(order, self._fewest(order)), order)
         if round_to > 1:
-            removed = self._rounded(removed, order, round_to)
+            live = [group for group in self.channels.groups if not group.frozen]
+            large = [group for group in live if len(group.channels) >= 2 * round_to]
+            rounded = (self._rounded(removed, groups, order, round_to) for groups in (live, large))
+            removed = next((found for found in rounded if found is not None), removed)
         return removed
 
     def least(self) -> float:
@@ -116,32 +120,57 @@ class Search:
                 full.add(int(group_of[channel]))
         return removed
 
-    def _rounded(self, removed: Bools, order: Ints, multiple: int) -> Bools:
-        """Widths as multiples where that still meets the limit and leaves little of it unused."""
-        groups = [g for g in self.channels.groups if not g.frozen and len(g.channels) >= 2 * multiple]
-        trial = removed
-        for group in groups:
-            kept = int((~trial[group.channels]).sum())
-            trial = self._resize(trial, group, max(multiple, round(kept / multiple) * multiple), order)
-        full = self._cost(np.zeros_like(removed))
-        while self._cost(trial) > self.limit:
-            smaller = self._cheapest_step(trial, groups, -multiple, order)
-            if smaller is None:
-                return removed
-            trial = smaller
-        while (larger := self._cheapest_step(trial, groups, multiple, order)) is not None:
-            trial = larger
-        return trial if self._cost(trial) >= self.limit - ROUNDING_SLACK * full else removed
+    def _rounded(self, removed: Bools, groups: Sequence[Group], order: Ints, multiple: int) -> Bools | None:
+        """Widths of some groups as multiples, or whole, but for those that fill up what is left of the limit.
 
-    def _cheapest_step(self, removed: Bools, groups: list[Group], step: int, order: Ints) -> Bools | None:
-        """Resize one group by a multiple: down where the lost scores are least per cost, up where they are most."""
+        None where the limit cannot be met closely.
+        """
+        trial, widths = removed, [_widths(group, multiple) for group in groups]
+        for group, allowed in zip(groups, widths, strict=True):
+            kept = int((~trial[group.channels]).sum())
+            trial = self._resize(trial, group, min(allowed, key=lambda width: abs(width - kept)), order)
+        while self._cost(trial) > self.limit:
+            smaller = self._cheapest_step(trial, groups, widths, -1, order)
+            if smaller is None:
+                return None
+            trial = smaller
+        while (larger := self._cheapest_step(trial, groups, widths, 1, order)) is not None:
+            trial = larger
+        return self._filled_up(trial, groups, order)
+
+    def _filled_up(self, removed: Bools, groups: Sequence[Group], order: Ints) -> Bools | None:
+        """Group by group as wide as the limit allows, that first which comes closest, until little is left of it."""
+        slack = ROUNDING_SLACK * self._cost(np.zeros_like(removed))
+        while self._cost(removed) < self.limit - slack:
+            tried = [trial for group in groups if (trial := self._widest(removed, group, order)) is not None]
+            if not tried:
+                return None
+            removed = max(tried, key=self._cost)
+        return removed
+
+    def _widest(self, removed: Bools, group: Group, order: Ints) -> Bools | None:
+        """With one group as wide as the limit allows; None where that is no wider than now."""
+        kept = int((~removed[group.channels]).sum())
+        widths = range(kept + 1, len(group.channels) + 1)
+
+        def costs_more(width: int) -> bool:
+            return self._cost(self._resize(removed, group, width, order)) > self.limit
+
+        count = bisect_left(widths, True, key=costs_more)
+        return self._resize(removed, group, widths[count - 1], order) if count else None
+
+    def _cheapest_step(
+        self, removed: Bools, groups: Sequence[Group], widths: Sequence[list[int]], step: int, order: Ints
+    ) -> Bools | None:
+        """Resize one group by a step: down where the lost scores are least per cost, up where they are most."""
         now = self._cost(removed)
         best: tuple[float, Bools] | None = None
-        for group in groups:
+        for group, allowed in zip(groups, widths, strict=True):
             kept = int((~removed[group.channels]).sum())
-            if not abs(step) <= kept + step <= len(group.channels):
+            further = [width for width in allowed if (width - kept) * step > 0]
+            if not further:
                 continue
-            trial = self._resize(removed, group, kept + step, order)
+            trial = self._resize(removed, group, min(further, key=lambda width: abs(width - kept)), order)
             cost, moved = self._cost(trial), float(self.scores[trial != removed].sum())
             if cost == now or (step > 0 and cost > self.limit):
                 continue
@@ -156,3 +185,9 @@ class Search:
         trial[group.channels] = True
         trial[ranked[:width]] = False
         return repair(self.channels, trial, order[::-1], self.min_channels)
+
+
+def _widths(group: Group, multiple: int) -> list[int]:
+    """Those that a group may have: multiples, and all of its channels."""
+    size = len(group.channels)
+    return sorted({*range(multiple, size + 1, multiple), size})

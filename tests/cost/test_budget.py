@@ -7,6 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
@@ -52,6 +53,24 @@ def test_widths_are_rounded_where_it_costs_no_budget() -> None:
     removed = search(np.random.default_rng(2).random(channels.count), 0.5).solve(8)
     widths = [int((~removed[g.channels]).sum()) for g in channels.groups if not g.frozen]
     assert all(width % 8 == 0 for width in widths)
+
+
+def test_narrow_groups_are_multiples_or_whole() -> None:
+    """17 channels of 24 would take as long as 32."""
+    torch.manual_seed(0)
+    widths = (24, 96, 8, 160, 40)
+    pairs = zip((3, *widths), widths, strict=False)
+    module = nn.Sequential(*(nn.Conv2d(first, second, 3) for first, second in pairs), nn.Conv2d(40, 5, 1)).eval()
+    channels = trace(module, Example((torch.zeros(1, 3, 16, 16),)))
+    cost = flops(channels)
+    scores = np.random.default_rng(0).random(channels.count)
+    for share in (0.3, 0.5, 0.7):
+        whole = cost(np.ones(channels.count, dtype=np.bool_))
+        removed = Search(channels, scores, cost, share * whole).solve(16)
+        assert share - 0.01 <= cost(~removed) / whole <= share
+        left = {len(g.channels): int((~removed[g.channels]).sum()) for g in channels.groups if not g.frozen}
+        assert left[8] == 8
+        assert sum(kept % 16 != 0 and kept != size for size, kept in left.items()) <= 1  # that fills up the budget
 
 
 def test_min_channels() -> None:
