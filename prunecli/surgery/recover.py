@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from prunecli.checkpoint.journal import Journal
 from prunecli.graph.copying import copied, like
+from prunecli.surgery.border import Bordered
 
 Images = Callable[[], Iterator[Tensor]]
 RIDGE = 1e-4  # of the mean variance of what a layer reads
@@ -84,7 +85,9 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
             with _last_input(old) as before, _last_input(new) as now:
                 dense(batch)
                 twin(batch)
-            found, target = _samples(new, now[0], _given(old, before[0])[:, rows], generator)
+            given = _given(old, before[0])[:, rows]
+            wanted = given - new.border(now[0].shape[2:]) if isinstance(new, Bordered) else given  # the border stays
+            found, target = _samples(new, now[0], wanted, generator)
             read = F.pad(found, (0, 1), value=1.0).double()
             gram += read.T @ read
             moment += read.T @ target.double()

@@ -15,6 +15,7 @@ from prunecli.arch.spec import parse
 from prunecli.graph.channels import trace
 from prunecli.graph.tape import Example
 from prunecli.surgery.apply import cut
+from prunecli.surgery.border import border
 from prunecli.surgery.plan import repair
 from prunecli.surgery.recover import recalibrate, refit
 
@@ -39,7 +40,15 @@ def test_statistics_are_those_of_the_images() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
 
 
-@pytest.mark.parametrize("reader", [nn.Conv2d(6, 5, 3, padding=1, stride=2), nn.Conv2d(6, 5, 1, bias=False)])
+def with_border() -> nn.Module:
+    layer = border(nn.Conv2d(6, 5, 3, padding=1), [""])
+    nn.init.normal_(layer.bias_taps)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "reader", [nn.Conv2d(6, 5, 3, padding=1, stride=2), nn.Conv2d(6, 5, 1, bias=False), with_border()]
+)
 def test_a_channel_that_others_make_up_costs_nothing(reader: nn.Module) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), reader).eval()
