@@ -166,11 +166,10 @@ class _Case:
 
 def _zeros(case: _Case) -> Operated:
     """Strip what is there; where a method has trained for a budget, say what it reached."""
-    zeros = _sparsity(case)
     stripped, verified = case.strip(case.module)
     met = None
     if case.recipe.budget is not None and case.budget.unit == "sparsity":
-        met = BudgetFacts("sparsity", case.budget.amount, zeros)
+        met = BudgetFacts("sparsity", case.budget.amount, _sparsity(case))
     elif case.recipe.budget is not None:
         met = _reached(case, stripped)
     return Operated(stripped.module, stripped.journal, verified, stripped.removed, met)

@@ -102,6 +102,8 @@ class Steps:
 
     def _hook(self, model: Model) -> Hook | None:
         """What the method adds to training; None where it does not train."""
+        if self.method.kind == "score":
+            return None
         return self.method.hook(list(prunable(model.module, model.example, self.method)), self.recipe.budget)
 
     def _trained_for(self, way: Way, hook: Hook) -> Way:

@@ -151,7 +151,8 @@ def test_a_network_for_one_at_a_time(tmp_path: Path) -> None:
 
 def test_a_layer_is_named_once_with_its_outputs(tmp_path: Path) -> None:
     takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
-    facts = prunecli.prune(recipe(), MODELS["NormedStack"](), tmp_path / "o.safetensors", takes)
+    plain = recipe(strip={"round_to": 1})
+    facts = prunecli.prune(plain, MODELS["NormedStack"](), tmp_path / "o.safetensors", takes)
     layers = [cut.group for cut in facts.cuts]
     assert len(layers) == len(set(layers))
     assert next(cut.before for cut in facts.cuts if cut.group == "up") == 12
@@ -167,6 +168,17 @@ def test_weight_norm_is_left_out_of_sparsity() -> None:
     stack = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)))
     with pytest.raises(InputError, match="no prunable weight"):
         prunecli.prune(sparse, stack, None, prunecli.Opening.like(torch.zeros(1, 4)))
+
+
+@pytest.mark.parametrize(("method", "budget"), [("none", None), ("magnitude", {"flops": 0.6})])
+def test_channels_go_where_all_weights_have_weight_norm(method: str, budget: dict[str, float] | None) -> None:
+    norm = nn.utils.parametrizations.weight_norm
+    stack = nn.Sequential(norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), norm(nn.Conv2d(8, 4, 3)))
+    stack[0].parametrizations.weight.original0.data[::2] = 0
+    stack[0].bias.data[::2] = 0
+    fields = {"version": 1, "method": {"name": method}, **({"budget": budget} if budget else {})}
+    facts = prunecli.prune(validate(fields), stack, None, prunecli.Opening.like(torch.zeros(1, 3, 8, 8)))
+    assert facts.after.params < 0.6 * facts.before.params
 
 
 def test_scales_of_channels_are_no_weights() -> None:
