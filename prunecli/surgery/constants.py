@@ -200,6 +200,13 @@ def _group_norm(op: Op, tape: Tape, fields: Fields) -> Field:
     return squeeze(value.reshape(1, -1, *[1] * (data.ndim - 2)))
 
 
+def _weight_norm(op: Op, tape: Tape, fields: Fields) -> Field:
+    direction, magnitude = (whole_field(tape, fields, ref) for ref in op.args[:2])
+    if bool(direction.isnan().any() | magnitude.isnan().any()):
+        return None
+    return squeeze(torch._weight_norm(direction, magnitude, *op.args[2:]))
+
+
 def _pool(op: Op, tape: Tape, fields: Fields) -> Field:
     data = field_of(tape, fields, op.args[0])
     return None if any(n > 1 for n in data.shape[2:]) else squeeze(data)
@@ -255,6 +262,7 @@ VALUES: dict[str, Callable[[Op, Tape, Fields], Field]] = {
     "aten.mm": _matmul,
     "aten.native_batch_norm": _batch_norm,
     "aten.native_group_norm": _group_norm,
+    "aten._weight_norm_interface": _weight_norm,
     "aten.mean": _mean,
     "aten.cat": _cat,
     "aten.constant_pad_nd": _pad,
