@@ -218,6 +218,10 @@ LIES = {
     "a batch norm": ["bn1"],
     "the whole model": [""],
     "a number": [3],
+    "a number in place of a list": 3,
+    "a name in place of a list": "conv1",
+    "nothing in place of a list": None,
+    "a list of lists": [["conv1"]],
     "a layer without taps in the file": ["layer3.2.conv1", "conv1"],
 }
 
