@@ -217,7 +217,7 @@ def _adds_bias(owner: nn.Module | None) -> bool:
 
 
 def _settle_constants(take: _Take, removed: Bools, channels: Channels, borders: Borders) -> None:
-    """Keep one constant channel of a read that needs it, the largest, if any that goes is not zero there."""
+    """Keep one constant channel, the largest, of a read that neither bias nor border relieves of those that go."""
     going = removed[take.channel] & (np.nan_to_num(take.constant) != 0)
     if take.into == "bias" or not going.any():
         return
@@ -240,7 +240,7 @@ def _border_pays(take: _Take, removed: Bools, channels: Channels) -> bool:
 
 def _fold(module: nn.Module, takes: list[_Take], removed: Bools) -> Replace:
     """New weights and biases that take over the constants of the removed channels."""
-    tensors, replace = dict(named_tensors(module)), {}
+    tensors, found = dict(named_tensors(module)), {}
     for take in takes:
         going = removed[take.channel] & (take.constant != 0)
         if not going.any():
@@ -256,8 +256,8 @@ def _fold(module: nn.Module, takes: list[_Take], removed: Bools) -> Replace:
             name = take.weight.removesuffix("weight") + ("bias" if whole else TAPS)
             new = taps.reshape(len(taps), -1).sum(1) if whole else taps.unsqueeze(1)
             new = new + tensors[name].detach() if name in tensors else new
-        replace[name] = new.to(weight.dtype)
-    return replace
+        found[name] = new.to(weight.dtype)
+    return found
 
 
 def _onto_keeper(take: _Take, wide: Tensor, constants: Tensor) -> Tensor:
