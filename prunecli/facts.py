@@ -122,6 +122,7 @@ class CutFacts:
 class PruneFacts:
     """The result of `prunecli prune`.
 
+    `removed_channels` is how many outputs the layers have lost, which `cuts` tells one by one.
     `pruned` is the model before recovery and training won accuracy back, `recovered` that before training.
     `predicted` is what a method said before it trained, `found` what came of it, by name. `layers` says of each
     weight what share of it is kept, and what a method found there.

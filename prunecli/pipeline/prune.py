@@ -117,7 +117,7 @@ def _with_extras(way: Way, recipe: Recipe, opened: Model, images: Data | None) -
 
 def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFacts:
     """What came of the steps; the run fills in where and how long."""
-    result = way.done
+    result, cuts = way.done, _cuts(opened, way.model)
     return PruneFacts(
         model=opened.source,
         arch=None if opened.arch is None else str(opened.arch),
@@ -125,12 +125,12 @@ def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFac
         before=before,
         pruned=way.pruned,
         after=after,
-        removed_channels=result.removed,
+        removed_channels=sum(cut.before - cut.after for cut in cuts),
         verified=result.verified,
         budget=_met(result.budget, before, after),
         output=None,
         seconds=0.0,
-        cuts=_cuts(opened, way.model),
+        cuts=cuts,
         notes=[
             *opened.notes,
             *_undershot(result.budget),

@@ -134,6 +134,7 @@ def test_an_expanded_file_can_be_pruned_again(tmp_path: Path) -> None:
     fields = {"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}}
     facts = prunecli.prune(validate(fields), str(output), tmp_path / "smaller.safetensors")
     assert facts.after.flops <= 0.5 * before
+    assert facts.removed_channels == sum(cut.before - cut.after for cut in facts.cuts) > 0
     assert open_model(str(tmp_path / "smaller.safetensors")).module is not None
 
 
