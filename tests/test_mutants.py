@@ -79,7 +79,7 @@ MUTANTS = {
         "surgery/fold.py",
         "(taps.detach().double() * by_row)",
         "taps.detach().double()",
-        "surgery/test_border.py::test_expanded_and_folded_and_through_a_file",
+        "surgery/test_border.py::test_expanded_and_folded",
     ),
     "concatenation forgets the order": Mutant(
         "graph/rules/join.py",

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+TAPS = "bias_taps"  # what the border of a convolution is called
 _MOST = 2**24  # no dim of a tensor is longer; a file that says so is damaged or hostile
 Kept = Mapping[tuple[str, int], tuple[int, ...]]
 Attributes = Mapping[str, Mapping[str, int | list[int]]]
@@ -91,7 +92,7 @@ class Journal:
         for module, values in later.attributes.items():
             attributes.setdefault(module, {}).update(values)
         bordered = tuple(sorted({*self.bordered, *later.bordered}))
-        kept |= {(f"{b}.bias_taps", 0): kept[f"{b}.weight", 0] for b in bordered if (f"{b}.weight", 0) in kept}
+        kept |= {(f"{b}.{TAPS}", 0): kept[f"{b}.weight", 0] for b in bordered if (f"{b}.weight", 0) in kept}
         expansions, folded = {**self.expansions, **later.expansions}, {*self.folded, *later.folded}
         left = {module: values for module, values in attributes.items() if module not in folded}
         return Journal(kept, left, expansions, tuple(sorted(folded)), self.gates, self.ranks, bordered)

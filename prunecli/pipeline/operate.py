@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunecli.checkpoint.journal import Journal
+from prunecli.checkpoint.journal import TAPS, Journal
 from prunecli.cost.allocation import Floats, allocate
 from prunecli.cost.budget import Search
 from prunecli.cost.latency import preferred_multiple
@@ -34,12 +33,12 @@ from prunecli.pipeline.limits import Limit, Solution, Stage, confirmed, limit_fo
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Budget, Recipe
 from prunecli.surgery.apply import cut, masked
-from prunecli.surgery.border import TAPS, bordered
+from prunecli.surgery.border import bordered
 from prunecli.surgery.expand import expand
 from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import Restrict, settle, survey
-from prunecli.surgery.strip import Stripped, strip
+from prunecli.surgery.strip import Borders, Stripped, strip
 from prunecli.surgery.verify import drawn, verify
 from prunecli.train.data import Data
 
@@ -153,7 +152,7 @@ class _Case:
         return limit_for(stage, self.progress)
 
     @property
-    def fills_in(self) -> Literal["off", "auto", "always"]:
+    def fills_in(self) -> Borders:
         """Where layers may fill in constants; a cut to a budget leaves none, and gates take layers as they are."""
         fixed = self.method.structure == "channel" or self.opened.journal.gates
         return "off" if fixed else self.recipe.strip.expand

@@ -7,7 +7,7 @@ that lie inside: at any input size, in eval and in training, with next to no mul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunecli.checkpoint.journal import TAPS
 from prunecli.graph.tape import Op, Tape, is_observed
 
-TAPS = "bias_taps"
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: nn.functional.conv1d,
     nn.Conv2d: nn.functional.conv2d,
@@ -112,13 +112,13 @@ def may_border(layer: nn.Module | None) -> bool:
     return layer.groups == 1 and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
 
 
-def border(module: nn.Module, layers: Iterable[str]) -> nn.Module:
+def border(module: nn.Module, paths: Iterable[str]) -> nn.Module:
     """Make layers of a model bordered in place, with taps of zero where they have none.
 
     Raises:
         TypeError: a layer cannot have a border.
     """
-    for path in layers:
+    for path in paths:
         layer: Any = module.get_submodule(path)
         if not may_border(layer):
             raise TypeError(f"{path} is no convolution that could have a border")
@@ -153,3 +153,8 @@ def layers(module: nn.Module, tape: Tape, names: Collection[str]) -> dict[str, L
         if own and sum(op.name == "aten.convolution" for op in ops) == 2:  # called once: the second is of the border
             found[path] = Layer(ops[0], ops[-1].outputs[0])
     return found
+
+
+def is_own(op: Op, found: Mapping[str, Layer]) -> bool:
+    """Whether its module is there for this op."""
+    return op.module in found and found[op.module].op is op

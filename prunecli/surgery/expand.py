@@ -23,11 +23,10 @@ from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import Example, Op, Tape, record
 from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.apply import set_attributes
-from prunecli.surgery.border import Layer, layers
+from prunecli.surgery.border import Layer, is_own, layers
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.fix import Edits, edits
-from prunecli.surgery.pace import pays
-from prunecli.surgery.plan import kernel_width
+from prunecli.surgery.pace import kernel_width, pays
 
 KERNELS = 3  # more than without
 
@@ -196,7 +195,7 @@ def _computes_rows(op: Op, module: nn.Module) -> bool:
 
 def _is_norm(op: Op, module: nn.Module, calls: Mapping[str, Layer]) -> bool:
     """A batch norm in a module of its own."""
-    own = op.module in calls and calls[op.module].op is op and op.name == "aten.native_batch_norm"
+    own = op.name == "aten.native_batch_norm" and is_own(op, calls)
     return own and _is_leaf(module.get_submodule(op.module), nn.modules.batchnorm._BatchNorm)
 
 

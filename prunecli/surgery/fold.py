@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prunecli.checkpoint.journal import Journal
+from prunecli.checkpoint.journal import TAPS, Journal
 from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import Example, Tape, record
-from prunecli.surgery.border import TAPS, Bordered, layers
+from prunecli.surgery.border import Bordered, is_own, layers
 
 _WRITERS = {"aten.convolution": nn.modules.conv._ConvNd, "aten.addmm": nn.Linear, "aten.mm": nn.Linear}
 
@@ -50,10 +50,9 @@ def _pairs(module: nn.Module, tape: Tape) -> list[tuple[str, str]]:
     readers, calls, found = tape.readers(), layers(module, tape, (*_WRITERS, "aten.native_batch_norm")), []
     for layer in calls.values():
         op, following = layer.op, readers.get(layer.result, [])
-        norms = [f for f in following if f.module in calls and calls[f.module].op is f]
-        if op.name not in _WRITERS or len(following) != 1 or not norms:
+        if op.name not in _WRITERS or len(following) != 1 or not is_own(following[0], calls):
             continue
-        norm = norms[0]
+        norm = following[0]
         exact = type(module.get_submodule(norm.module)) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
         own = isinstance(module.get_submodule(op.module), _WRITERS[op.name])
         if exact and own and not norm.args[5] and layer.result not in tape.outputs:

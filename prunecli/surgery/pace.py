@@ -19,3 +19,11 @@ def pays(saved: float, moved: float, kernels: int) -> bool:
 def computed(channels: int) -> int:
     """As many channels as a convolution takes time for."""
     return -(-channels // LANES) * LANES
+
+
+def kernel_width(count: int) -> int:
+    """The width of a group that grouped convolutions are fast at: a power of two up to 8, then a multiple of 8.
+
+    Others are slower than the full width was: 13 of 16 filters take 1.7 times as long (`benchmarks/expand.py`).
+    """
+    return next((width for width in (1, 2, 4, 8) if count <= width), -(-count // 8) * 8)

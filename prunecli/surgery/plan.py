@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from prunecli.graph.channels import Bools, Channels, Ints
+from prunecli.surgery.pace import kernel_width
 
 
 def repair(channels: Channels, removed: Bools, order: Ints | None = None, min_channels: int = 1) -> Bools:
@@ -57,14 +58,6 @@ def _raise_to(count: int, rows: Ints, removed: Bools, rank: Ints) -> bool:
     for row in rows[(~removed[rows]).sum(axis=1) < count]:
         changed |= _give_back(row, removed, rank, count - int((~removed[row]).sum()))
     return changed
-
-
-def kernel_width(count: int) -> int:
-    """The width of a group that grouped convolutions are fast at: a power of two up to 8, then a multiple of 8.
-
-    Others are slower than the full width was: 13 of 16 filters take 1.7 times as long (`benchmarks/expand.py`).
-    """
-    return next((width for width in (1, 2, 4, 8) if count <= width), -(-count // 8) * 8)
 
 
 def _give_back(members: Ints, removed: Bools, rank: Ints, count: int) -> bool:

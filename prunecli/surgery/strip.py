@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prunecli.checkpoint.journal import Journal
+from prunecli.checkpoint.journal import TAPS, Journal
 from prunecli.graph.channels import TRANSPOSES, Bools, Channels, Ints, trace
 from prunecli.graph.labels import Label, Read
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.apply import cut
-from prunecli.surgery.border import TAPS, Bordered, border, may_border
+from prunecli.surgery.border import Bordered, border, may_border
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.pace import computed, pays
 from prunecli.surgery.plan import repair

@@ -115,7 +115,7 @@ def test_auto_takes_a_border_where_one_channel_more_would_cost_time(left: int, s
 
 
 @pytest.mark.parametrize("name", ["cifar_resnet20", "torchvision:googlenet", "torchvision:squeezenet1_1"])
-def test_expanded_and_folded_and_through_a_file(name: str) -> None:
+def test_expanded_and_folded(name: str) -> None:
     module, first = zeroed(name), example(64, 64)
     stripped = strip(module, first, borders="always")
     expanded, _ = expand(stripped.module, first, "always")

@@ -22,7 +22,7 @@ from prunecli.graph.tape import Example
 from prunecli.model import Opening, open_model
 from prunecli.recipe.load import validate
 from prunecli.surgery.expand import Expanded, _kept, collapsed, expand
-from prunecli.surgery.plan import kernel_width
+from prunecli.surgery.pace import kernel_width
 from prunecli.surgery.strip import strip
 from prunecli.surgery.verify import compare, random_example
 
