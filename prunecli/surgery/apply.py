@@ -101,8 +101,10 @@ def _told_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[s
     for told in channels.told:
         pairs = zip(told.sizes, told.ids, strict=True)
         after = [size if ids is None or size < 0 else int((~removed[channels.of(ids)]).sum()) for size, ids in pairs]
-        if tuple(after) != told.sizes:
-            for path, name, number in holders(module, told):
+        if tuple(after) == told.sizes:
+            continue
+        for path, name, number in holders(module, told):
+            if number is None or after[number] != told.sizes[number]:
                 changed.setdefault(path, {})[name] = after if number is None else after[number]
     return changed
 

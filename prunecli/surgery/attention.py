@@ -30,11 +30,14 @@ class FewerHeads(nn.MultiheadAttention):
         del is_causal
         batched, first = query.ndim == 3, self.batch_first
         inputs = [t if batched else t.unsqueeze(0 if first else 1) for t in (query, key, value)]
-        heads = [self._heads(t if first else t.transpose(0, 1), number) for number, t in enumerate(inputs)]
-        q, k, v = heads
+        projected = self._projected([t if first else t.transpose(0, 1) for t in inputs])
+        q, k, v = (t.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for t in projected)
+        if self.add_zero_attn:
+            k, v = (F.pad(t, (0, 0, 0, 1)) for t in (k, v))
         scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
         for mask in (_spread(attn_mask, scores), _over_keys(key_padding_mask)):
             if mask is not None:
+                mask = F.pad(mask, (0, scores.shape[-1] - mask.shape[-1]))  # keys that torch adds are for everyone
                 scores = scores.masked_fill(mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         mixed = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
@@ -44,17 +47,25 @@ class FewerHeads(nn.MultiheadAttention):
             return mixed, shown
         return mixed.squeeze(0 if first else 1), None if shown is None else shown.squeeze(0)
 
-    def _heads(self, x: Tensor, number: int) -> Tensor:
-        """(N, L, E) as (N, heads, L, head_dim) of the queries, keys or values."""
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        part = None if bias is None else bias.chunk(3)[number]
-        projected = F.linear(x, weight.chunk(3)[number], part)
-        return projected.reshape(*x.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+    def _projected(self, inputs: list[Tensor]) -> list[Tensor]:
+        """(N, L, width) of each input as (N, L, heads * head_dim) queries, keys and values."""
+        weights = self._weights()
+        biases = [None] * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        q, k, v = (F.linear(x, w, b) for x, w, b in zip(inputs, weights, biases, strict=True))
+        if self.bias_k is not None and self.bias_v is not None:  # one key and value more
+            k, v = (torch.cat([t, b.expand(len(t), 1, -1)], 1) for t, b in ((k, self.bias_k), (v, self.bias_v)))
+        return [q, k, v]
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        """Those of queries, keys and values: one tensor in parts, or one for each."""
+        if self.in_proj_weight is not None:
+            return self.in_proj_weight.chunk(3)
+        return self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
 
 
 def _spread(mask: Tensor | None, scores: Tensor) -> Tensor | None:
     """(L, S) or (N * heads, L, S) against scores (N, heads, L, S)."""
-    return mask.reshape(scores.shape) if mask is not None and mask.ndim == 3 else mask
+    return mask.reshape(*scores.shape[:-1], -1) if mask is not None and mask.ndim == 3 else mask
 
 
 def _over_keys(mask: Tensor | None) -> Tensor | None:
@@ -63,11 +74,13 @@ def _over_keys(mask: Tensor | None) -> Tensor | None:
 
 
 def allow_fewer_heads(parts: Iterable[nn.Module]) -> None:
-    """Exchange the class of every attention that is narrower than its embedding; what it cannot do stays as it is."""
+    """Exchange the class of every attention that is narrower than its embedding."""
     for part in parts:
-        if type(part) is not nn.MultiheadAttention or part.in_proj_weight is None:
+        if type(part) is not nn.MultiheadAttention:
             continue
-        plain = part.bias_k is None and not part.add_zero_attn
-        if plain and part.in_proj_weight.shape != (3 * part.embed_dim, part.embed_dim):
+        width = part.embed_dim
+        whole = part.in_proj_weight is None or part.in_proj_weight.shape == (3 * width, width)
+        separate = part.q_proj_weight is None or part.q_proj_weight.shape == (width, width)
+        if not (whole and separate):
             part.__class__ = FewerHeads
             part._qkv_same_embed_dim = False  # keeps torch's fused encoder layers away

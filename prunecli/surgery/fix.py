@@ -94,6 +94,11 @@ def _recurrent(module: nn.Module) -> Edits:
     return sizes
 
 
+def _recurrent_cell(module: nn.Module) -> Edits:
+    assert isinstance(module, nn.modules.rnn.RNNCellBase)
+    return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
+
+
 def _conv1d_of_transformers(module: nn.Module) -> Edits:
     """A linear layer with the weight transposed."""
     weight = module.weight
@@ -115,6 +120,7 @@ FIXES: dict[type[nn.Module], Callable[[nn.Module], Edits]] = {
     nn.EmbeddingBag: _embedding,
     nn.PReLU: _prelu,
     nn.RNNBase: _recurrent,
+    nn.modules.rnn.RNNCellBase: _recurrent_cell,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,18 +34,29 @@ MASKS = {
 }
 
 
+KINDS = {
+    "one weight": {},
+    "no bias": {"bias": False},
+    "own widths": {"kdim": 12, "vdim": 10},
+    "a learned key more": {"add_bias_kv": True},
+    "a zero key more": {"add_zero_attn": True},
+    "all of it": {"kdim": 12, "vdim": 10, "add_bias_kv": True, "add_zero_attn": True},
+}
+
+
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
-def test_at_full_width_it_is_torchs_attention(mask: str, batch_first: bool, bias: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_full_width_it_is_torchs_attention(mask: str, batch_first: bool, kind: str) -> None:
     torch.manual_seed(0)
-    attention = nn.MultiheadAttention(16, 4, bias=bias, batch_first=batch_first).double().eval()
+    attention = nn.MultiheadAttention(16, 4, batch_first=batch_first, **KINDS[kind]).double().eval()
     ours = copy.deepcopy(attention)
     ours.__class__ = FewerHeads
-    query, keys = torch.randn(2, LENGTH, 16).double(), torch.randn(2, KEYS, 16).double()
+    sizes = ((LENGTH, 16), (KEYS, attention.kdim), (KEYS, attention.vdim))
+    inputs = [torch.randn(2, *size, dtype=torch.float64) for size in sizes]
     if not batch_first:
-        query, keys = query.transpose(0, 1), keys.transpose(0, 1)
-    expected, found = (m(query, keys, keys, **MASKS[mask]) for m in (attention, ours))
+        inputs = [t.transpose(0, 1) for t in inputs]
+    expected, found = (m(*inputs, **MASKS[mask]) for m in (attention, ours))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -57,14 +69,16 @@ def test_without_a_batch() -> None:
 
 
 class Net(nn.Module):
-    def __init__(self, batch_first: bool) -> None:
+    """Queries, keys and values of widths of their own."""
+
+    def __init__(self, batch_first: bool, **kind: Any) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 3)
-        self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=batch_first, **kind)
+        self.first = nn.ModuleList(nn.Linear(8, n) for n in (16, self.attention.kdim, self.attention.vdim))
+        self.last = nn.Linear(16, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.first(x)
-        return self.last(self.attention(y, y, y)[0])
+        return self.last(self.attention(*(layer(x) for layer in self.first))[0])
 
 
 def surveyed(module: nn.Module, batch: int) -> tuple[Channels, Example]:
@@ -75,13 +89,14 @@ def surveyed(module: nn.Module, batch: int) -> tuple[Channels, Example]:
 
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("batch", [1, 2, 4])
-def test_heads_go_as_a_whole(batch_first: bool, batch: int) -> None:
-    module = Net(batch_first).double().eval()
+@pytest.mark.parametrize("kind", KINDS)
+def test_heads_go_as_a_whole(batch_first: bool, batch: int, kind: str) -> None:
+    module = Net(batch_first, **KINDS[kind]).double().eval()
     channels, example = surveyed(module, batch)
     removed = halves(channels)
     smaller, journal = cut(module, channels, removed)
     assert (smaller.attention.num_heads, smaller.attention.head_dim) == (2, 4)
-    assert smaller.attention.in_proj_weight.shape[0] == 3 * 8
+    assert [len(weight) for weight in smaller.attention._weights()] == [8] * 3
     assert journal.attributes["attention"] == {"num_heads": 2}
     assert compare(masked(module, channels, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
 

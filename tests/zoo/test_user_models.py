@@ -58,7 +58,8 @@ def test_the_stem_can_be_pruned(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "state"),
     [("Recurrent", "lstm.weight_hh_l0[1]"), ("Gated", "gru.weight_hh_l0[1]"), ("BothWays", "gru.weight_hh_l1[1]"),
-     ("Projected", "lstm.weight_hr_l0[0]"), ("Projected", "lstm.weight_hr_l0[1]")],
+     ("Projected", "lstm.weight_hr_l0[0]"), ("Projected", "lstm.weight_hr_l0[1]"), ("ToldState", "gru.weight_hh_l1[1]"),
+     ("Cells", "first.weight_hh[1]"), ("Cells", "second.weight_hh[1]"), ("Cells", "third.weight_hh[1]")],
 )  # fmt: skip
 def test_the_states_of_recurrent_layers_can_be_pruned(name: str, state: str) -> None:
     channels = settled(built(name))
@@ -84,6 +85,7 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
      ("NarrowDense", ("layers.0.weight[0]", "layers.1.weight[0]")),
      ("TwoSided", ("first.weight[0]", "second.weight[0]", "both.weight[0]")), ("Packed", ("lstm.weight_hh_l0[1]",)),
      ("NormedStack", ("first.parametrizations.weight.original1[0]", "up.parametrizations.weight.original1[1]")),
+     ("CrossAttention", ("attention.q_proj_weight[0]", "keys.weight[0]", "values.weight[0]")),
      ("Experts", tuple(f"experts.{number}.0.weight[0]" for number in range(4)))],
 )  # fmt: skip
 def test_inner_channels_can_be_pruned(name: str, tensors: tuple[str, ...]) -> None:

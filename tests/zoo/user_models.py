@@ -122,6 +122,38 @@ class Projected(Base):
 
 
 @model
+class ToldState(Base):
+    """A recurrent layer whose first state is made of a width that the model holds."""
+
+    def __init__(self) -> None:
+        super().__init__(10)
+        self.layers, self.width = 2, 10
+        self.gru = nn.GRU(16, self.width, self.layers, batch_first=True)
+
+    def middle(self, x: Tensor) -> Tensor:
+        state = torch.zeros(self.layers, len(x), self.width, device=x.device, dtype=x.dtype)
+        return self.gru(x.flatten(2).transpose(1, 2), state)[0][:, -1]
+
+
+@model
+class Cells(Base):
+    """Step by step, the state from nowhere or of a width that the model holds."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.width = 10
+        self.first, self.second, self.third = nn.GRUCell(16, 10), nn.LSTMCell(10, 12), nn.RNNCell(12, 12)
+
+    def middle(self, x: Tensor) -> Tensor:
+        first, second, third = x.new_zeros(len(x), self.width), None, None
+        for step in x.flatten(2).unbind(2)[:3]:
+            first = self.first(step, first)
+            second = self.second(first, second)
+            third = self.third(second[0], third)
+        return third
+
+
+@model
 class Tied(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -394,6 +426,34 @@ class MultiHead(Base):
         x = x.flatten(2).transpose(1, 2)
         x = x + self.attention(x, x, x, need_weights=False)[0]
         return (x + self.mlp(x)).mean(1)
+
+
+@model
+class CrossAttention(Base):
+    """Keys and values of widths of their own, and one more of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 4, kdim=12, vdim=6, add_bias_kv=True, batch_first=True)
+        self.keys, self.values = nn.Conv2d(3, 12, 1), nn.Conv2d(3, 6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inputs = (layer(x).flatten(2).transpose(1, 2) for layer in (self.stem, self.keys, self.values))
+        return self.head(self.attention(*inputs)[0].mean(1))
+
+
+@model
+class FakeQuantised(Base):
+    """Trained for 8 bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor(0.05))
+        self.register_buffer("zero", torch.tensor(0, dtype=torch.int32))
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = torch.fake_quantize_per_tensor_affine(x.float(), 0.02, 0, 0, 255)
+        return torch.fake_quantize_per_tensor_affine(x, self.scale.float(), self.zero, 0, 255).double()
 
 
 @model

@@ -14,6 +14,7 @@ ELEMENTWISE = {
         "alias", "detach", "clone", "contiguous", "lift_fresh", "fill_", "zero_", "copy_", "_to_copy", "zeros_like",
         "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "bernoulli_", "native_dropout",
         "rrelu_with_noise", "hardswish", "hardswish_", "log_sigmoid_forward", "complex",
+        "fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
     )
 }  # fmt: skip
 

@@ -28,7 +28,9 @@ def blank(call: Call, book: Book) -> list[Labels]:
     That its size follows is for the trial cut to find out.
     """
     (shape,) = call.out_shapes
-    return [tuple(along(book.fresh(size), dim, len(shape)) for dim, size in enumerate(shape) if size > 1)]
+    ids = [book.fresh(size) if size > 1 else None for size in shape]
+    book.tell(call.op.module, shape, ids)
+    return [tuple(along(own, dim, len(shape)) for dim, own in enumerate(ids) if own is not None)]
 
 
 def uniform(call: Call, book: Book) -> list[Labels]:
