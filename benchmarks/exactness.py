@@ -25,10 +25,11 @@ from randomise import randomise, zero_filters, zero_weights
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.graph.copying import copied
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.surgery.expand import expand
 from prunecli.surgery.strip import Borders, strip
-from prunecli.surgery.verify import compare, random_example
+from prunecli.surgery.verify import compare
 
 ZEROS = {
     "30 %": lambda module: zero_filters(module, 0.3),

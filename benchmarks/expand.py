@@ -28,10 +28,11 @@ from prunecli.arch.spec import parse
 from prunecli.cost.latency import forward, turns
 from prunecli.cost.measure import fvcore_flops
 from prunecli.graph.copying import copied
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
 from prunecli.surgery.expand import expand
 from prunecli.surgery.strip import Borders, strip
-from prunecli.surgery.verify import compare, random_example
+from prunecli.surgery.verify import compare
 
 NETS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "googlenet", "shufflenet_v2_x1_0",
         "squeezenet1_1", "mnasnet1_0", "resnext50_32x4d", "efficientnet_b0", "regnet_x_400mf"]  # fmt: skip

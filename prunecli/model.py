@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from prunecli.checkpoint.names import telling
 from prunecli.checkpoint.read import Checkpoint, read
 from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.copying import copied, like
+from prunecli.graph.examples import picking
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import weight_norms
 from prunecli.inputs import DTYPES, Argument, Inputs, from_json
@@ -101,14 +103,15 @@ class Model:
     config: Mapping[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def example(self) -> Example:
-        """Zeros, integers as they were asked for."""
+        """Zeros; integers as they were asked for, or random ones where they only pick rows of embeddings."""
         first, *others = (
             torch.full(given.shape, given.value, dtype=getattr(torch, given.dtype) if given.dtype else self.dtype)
             for given in self.inputs
         )
-        return Example((first, *others) if others else arguments(self.arch, first))
+        example = Example((first, *others) if others else arguments(self.arch, first))
+        return picking(self.module, example)
 
     @property
     def dtype(self) -> torch.dtype:

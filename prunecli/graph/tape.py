@@ -38,6 +38,10 @@ class Example:
         """The same arguments with `function` applied to every tensor."""
         return Example(_map_tensors(self.args, function), _map_tensors(dict(self.kwargs), function))
 
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of `map`."""
+        return [leaf for leaf in flatten((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+
     def to(self, *, device: str | None = None, dtype: torch.dtype | None = None) -> Example:
         """Move every tensor; only floating-point tensors change their dtype."""
         return self.map(lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
@@ -263,9 +267,7 @@ def _record(module: nn.Module, example: Example, train: bool) -> Tape:
     recorder = _Recorder(module)
     for name, tensor in named_tensors(module):
         recorder.tape.params[name] = recorder.value_of(tensor)
-    recorder.tape.inputs = tuple(
-        recorder.value_of(t) for t in flatten((example.args, dict(example.kwargs))) if isinstance(t, Tensor)
-    )
+    recorder.tape.inputs = tuple(recorder.value_of(tensor) for tensor in example.tensors())
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused(), recorder:
             output = module(*example.args, **example.kwargs)

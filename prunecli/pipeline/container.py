@@ -18,11 +18,11 @@ from prunecli.checkpoint.write import write_tensors
 from prunecli.errors import VerificationError
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.copying import copied
+from prunecli.graph.examples import drawn
 from prunecli.graph.tape import output_tensors
 from prunecli.inputs import to_json
 from prunecli.model import Model, Opening, assign, from_checkpoint
 from prunecli.ranks import rank
-from prunecli.surgery.verify import drawn
 
 
 @dataclass(frozen=True)

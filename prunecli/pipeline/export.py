@@ -9,9 +9,9 @@ from pathlib import Path
 from prunecli.checkpoint.write import atomic, check_output
 from prunecli.exporters.targets import target_for, write_and_run
 from prunecli.facts import ExportFacts
+from prunecli.graph.examples import random_example, takes
 from prunecli.graph.tape import Example
 from prunecli.model import DEFAULT, Opening, Source, open_model
-from prunecli.surgery.verify import random_example, takes
 
 GATED = "the gates are masks in this file: every channel is computed, then set to zero where an image does not need it"
 

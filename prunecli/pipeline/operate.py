@@ -23,6 +23,7 @@ from prunecli.errors import InputError, VerificationError
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.channels import Bools, Channels, trace, written
 from prunecli.graph.copying import copied
+from prunecli.graph.examples import drawn
 from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.graph.tensors import weight_norms
 from prunecli.methods.base import Evidence, Method, select
@@ -39,7 +40,7 @@ from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import Restrict, settle, survey
 from prunecli.surgery.strip import Borders, Stripped, strip
-from prunecli.surgery.verify import drawn, verify
+from prunecli.surgery.verify import verify
 from prunecli.train.data import Data
 
 

@@ -35,9 +35,9 @@ class FewerHeads(nn.MultiheadAttention):
         if self.add_zero_attn:
             k, v = (F.pad(t, (0, 0, 0, 1)) for t in (k, v))
         scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
-        for mask in (_spread(attn_mask, scores), _over_keys(key_padding_mask)):
-            if mask is not None:
-                mask = F.pad(mask, (0, scores.shape[-1] - mask.shape[-1]))  # keys that torch adds are for everyone
+        for given in (_spread(attn_mask, scores), _over_keys(key_padding_mask)):
+            if given is not None:
+                mask = F.pad(given, (0, scores.shape[-1] - given.shape[-1]))  # keys that torch adds are for everyone
                 scores = scores.masked_fill(mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
         mixed = self.out_proj((weights @ v).transpose(1, 2).flatten(2))

@@ -10,37 +10,9 @@ from torch import Tensor, nn
 from prunecli.errors import VerificationError
 from prunecli.facts import Verified
 from prunecli.graph.copying import copied
-from prunecli.graph.tape import Example, ForwardError, output_tensors, record
+from prunecli.graph.tape import Example, output_tensors
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-
-
-def random_example(example: Example, seed: int, batch: int = 2) -> Example:
-    """Standard normal values in the shapes of `example`, with a batch of that size; integers are repeated."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(tensor: Tensor) -> Tensor:
-        shape = (batch, *tensor.shape[1:]) if tensor.ndim and tensor.shape[0] == 1 else tensor.shape
-        if not tensor.is_floating_point():
-            return tensor.expand(shape).clone()
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
-
-    return example.map(draw)
-
-
-def drawn(module: nn.Module, example: Example, seed: int) -> Example:
-    """`random_example` in a batch of two, or in that of `example` where the model takes no other."""
-    doubled = random_example(example, seed)
-    return doubled if takes(module, doubled) else random_example(example, seed, batch=1)
-
-
-def takes(module: nn.Module, example: Example) -> bool:
-    """Whether the model runs on an input: its Python may fix the batch size."""
-    try:
-        record(module, example)
-    except ForwardError:
-        return False
-    return True
 
 
 def compare(reference: nn.Module, smaller: nn.Module, examples: Sequence[Example], dtype: torch.dtype) -> Verified:

@@ -21,6 +21,7 @@ from prunecli.arch.spec import parse
 from prunecli.checkpoint.journal import Journal
 from prunecli.errors import InputError, NothingRemoved
 from prunecli.exporters.targets import TARGETS, write_and_run
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
 from prunecli.methods.magnitude import Magnitude
 from prunecli.model import open_model
@@ -31,7 +32,7 @@ from prunecli.surgery.expand import expand
 from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.gates import candidates
 from prunecli.surgery.strip import strip
-from prunecli.surgery.verify import compare, random_example
+from prunecli.surgery.verify import compare
 
 KINDS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 

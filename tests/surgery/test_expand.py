@@ -18,13 +18,14 @@ from prunecli.arch.spec import parse
 from prunecli.checkpoint.journal import Expansion, Journal
 from prunecli.errors import InputError, NothingRemoved
 from prunecli.exporters.targets import TARGETS, write_and_run
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
 from prunecli.model import Opening, open_model
 from prunecli.recipe.load import validate
 from prunecli.surgery.expand import Expanded, _kept, collapsed, expand
 from prunecli.surgery.pace import kernel_width
 from prunecli.surgery.strip import strip
-from prunecli.surgery.verify import compare, random_example
+from prunecli.surgery.verify import compare
 
 
 def example(size: int = 32) -> Example:

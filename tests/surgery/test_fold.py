@@ -13,10 +13,11 @@ from torch.nn import functional as F
 import prunecli
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
 from prunecli.recipe.load import validate
 from prunecli.surgery.fold import drop, fold_batchnorm
-from prunecli.surgery.verify import compare, random_example
+from prunecli.surgery.verify import compare
 
 
 def check(module: nn.Module, *shape: int) -> tuple[str, ...]:

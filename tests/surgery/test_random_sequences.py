@@ -11,12 +11,13 @@ from programs import disturb
 from sequences import BLOCKS, STEPS, Sequences
 from torch import nn
 
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves, settle, survey
 from prunecli.surgery.strip import strip
-from prunecli.surgery.verify import compare, random_example
+from prunecli.surgery.verify import compare
 
 EXACT = 1e-11  # of the largest output, float64
 EXAMPLE = Example((torch.zeros(2, STEPS, 5, dtype=torch.float64),))

@@ -13,9 +13,10 @@ from zoo.test_strip_zoo import NETS
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
 from prunecli.surgery.strip import strip
-from prunecli.surgery.verify import compare, random_example
+from prunecli.surgery.verify import compare
 
 
 def check(module: nn.Module, size: int = 9, channels: int = 3) -> nn.Module:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from prunecli.errors import VerificationError
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
-from prunecli.surgery.verify import random_example, verify
+from prunecli.surgery.verify import verify
 
 EXAMPLE = random_example(Example((torch.zeros(1, 4, dtype=torch.float64),)), 0)
 

@@ -11,9 +11,10 @@ from torch import nn
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
 from prunecli.surgery.strip import Stripped, strip
-from prunecli.surgery.verify import compare, random_example
+from prunecli.surgery.verify import compare
 
 # Input size: small enough for two cores, large enough for every stride.
 NETS = {

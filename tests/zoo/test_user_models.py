@@ -9,12 +9,13 @@ from torch import nn
 from zoo.user_models import MODELS
 
 from prunecli.graph.channels import Channels
+from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example, output_tensors
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves, settle, survey
 from prunecli.surgery.strip import strip
-from prunecli.surgery.verify import compare, random_example
+from prunecli.surgery.verify import compare
 
 EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
 WHOLE = {

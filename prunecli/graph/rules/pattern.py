@@ -119,7 +119,7 @@ def _letter(
         (a, b) = numbers
         book.reads.append(Read(call.op.index, refs[a][0].index, aligned[a], refs[b][0].index, aligned[b]))
     else:
-        book.freeze(labels, f"summed up at {call.op.where}")
+        book.freeze(labels, f"{'picked by index' if len(refs) == 1 else 'summed up'} at {call.op.where}")
     return []
 
 
