@@ -26,7 +26,7 @@ from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.copying import copied, like
 from prunecli.graph.examples import picking
 from prunecli.graph.tape import Example
-from prunecli.graph.tensors import weight_norms
+from prunecli.graph.tensors import in_rows, row_major, weight_norms
 from prunecli.inputs import DTYPES, Argument, Inputs, from_json
 
 
@@ -146,7 +146,7 @@ def is_architecture(source: str) -> bool:
 
 def _fresh(spec: ArchSpec, source: str, asked: Inputs | None) -> Model:
     torch.manual_seed(0)
-    module = build(spec).eval()
+    module = row_major(build(spec)).eval()
     return Model(source, "architecture", module, spec, Journal(), _inputs(spec, module, asked))
 
 
@@ -157,7 +157,7 @@ def _in_memory(module: nn.Module, opening: Opening) -> Model:
         raise InputError(
             f"what input does {name} take?", hint="say it: prunecli.Opening.like(example), or input: in the recipe"
         )
-    module = copied(unwrapped(module)).eval()
+    module = row_major(copied(unwrapped(module))).eval()
     return Model(name, "module", module, spec, Journal(), _inputs(spec, module, opening.inputs))
 
 
@@ -181,7 +181,7 @@ def _model(checkpoint: Checkpoint, module: nn.Module, spec: ArchSpec | None, jou
     return Model(
         source=str(checkpoint.path),
         format=checkpoint.format,
-        module=module.eval(),
+        module=row_major(module).eval(),
         arch=spec,
         journal=journal,
         inputs=inputs,
@@ -382,7 +382,7 @@ def _own(tensor: Tensor, given: set[int]) -> Tensor:
     storage = tensor.untyped_storage()
     alone = storage.nbytes() == tensor.numel() * tensor.element_size() and storage.data_ptr() not in given
     given.add(storage.data_ptr())
-    return tensor if alone and tensor.is_contiguous() else tensor.clone()
+    return tensor if alone and in_rows(tensor) else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _restructure(module: nn.Module, journal: Journal, what: str) -> None:

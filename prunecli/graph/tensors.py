@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -34,6 +38,22 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield prefix + name, tensor
+
+
+def row_major(module: Module) -> Module:
+    """The module with its tensors in the order in which files hold them, in place: ``channels_last`` weights are not.
+
+    Kernels round otherwise on other strides, so that only this can be reloaded to identical outputs.
+    """
+    for _, tensor in named_tensors(module):
+        if tensor.layout is torch.strided and not in_rows(tensor):
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    return module
+
+
+def in_rows(tensor: Tensor) -> bool:
+    """Whether the strides are those of a fresh tensor; torch calls a 1x1 kernel contiguous in ``channels_last`` too."""
+    return tensor.stride() == torch.empty(tensor.shape, device="meta").stride()
 
 
 def weight_norms(module: nn.Module) -> Iterator[tuple[str, str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import prunecli
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.errors import InputError
+from prunecli.inputs import parse_inputs
 from prunecli.model import open_model
 from prunecli.pipeline.container import origin
 from prunecli.recipe.load import validate
@@ -92,6 +94,19 @@ def test_nothing_to_cut_fills_it_with_the_same_numbers(tmp_path: Path) -> None:
     module = network().eval()
     torch.save(module.state_dict(), tmp_path / "m.pt")
     torch.testing.assert_close(outputs(prunecli.load(tmp_path / "m.pt", into=network(1))), outputs(module))
+
+
+@pytest.mark.parametrize("from_file", [False, True])
+def test_weights_may_lie_in_memory_in_any_order(from_file: bool, tmp_path: Path) -> None:
+    spec = "torchvision:mobilenet_v2"
+    module = build(parse(spec)).to(memory_format=torch.channels_last)
+    torch.save(module.state_dict(), tmp_path / "last.pt")
+    source, opening = str(tmp_path / "last.pt") if from_file else module, prunecli.Opening(spec)
+    opened = open_model(source, opening).module
+    assert all(t.stride() == torch.empty(t.shape).stride() for t in opened.state_dict().values())
+    assert module.features[0][0].weight.stride(1) == 1  # the module itself stays as it is
+    torch.testing.assert_close(opened.state_dict(), module.state_dict(), rtol=0, atol=0)
+    prunecli.prune(recipe(), source, tmp_path / "o.safetensors", replace(opening, inputs=parse_inputs("1x3x64x64")))
 
 
 def test_another_class_is_refused(tmp_path: Path) -> None:
