@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from prunecli.surgery.plan import repair
 from prunecli.units import human, percent
 
 Cost = Callable[[Bools], float]
-ROUNDING_SLACK = 0.01  # how much of the whole cost rounding may leave unused
+SLACK = 0.01  # how much of the whole cost may be left unused for the sake of widths that kernels like
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Search:
     show: Callable[[float], str] = human
 
     def solve(self, round_to: int = 1) -> Bools:
-        """(channels,) what to remove.
+        """(channels,) what to remove. Widths are such as kernels like where the limit can be met closely then.
 
         Raises:
             InputError: even with everything removed that may go, the cost is above the limit.
@@ -66,6 +66,9 @@ class Search:
             large = [group for group in live if len(group.channels) >= 2 * round_to]
             rounded = (self._rounded(removed, groups, order, round_to) for groups in (live, large))
             removed = next((found for found in rounded if found is not None), removed)
+        if self.channels.filters and not self._is_close(removed):
+            freer = replace(self, channels=self.channels.of_any_width()).solve(round_to)
+            removed = max(removed, freer, key=self._cost)
         return removed
 
     def least(self) -> float:
@@ -87,6 +90,10 @@ class Search:
 
     def _cost(self, removed: Bools) -> float:
         return self.cost(~removed)
+
+    def _is_close(self, removed: Bools) -> bool:
+        """Whether little is left of the limit."""
+        return self._cost(removed) >= self.limit - SLACK * self._cost(np.zeros_like(removed))
 
     def _fewest(self, order: Ints) -> int:
         low, high = 0, len(order)
@@ -140,8 +147,7 @@ class Search:
 
     def _filled_up(self, removed: Bools, groups: Sequence[Group], order: Ints) -> Bools | None:
         """Group by group as wide as the limit allows, that first which comes closest, until little is left of it."""
-        slack = ROUNDING_SLACK * self._cost(np.zeros_like(removed))
-        while self._cost(removed) < self.limit - slack:
+        while not self._is_close(removed):
             tried = [trial for group in groups if (trial := self._widest(removed, group, order)) is not None]
             if not tried:
                 return None

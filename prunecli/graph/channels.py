@@ -131,6 +131,10 @@ class Channels:
         """The slots of a group as ``parameter[dim]``."""
         return [f"{self.slots[s].name}[{self.slots[s].dim}]" for s in group.slots]
 
+    def of_any_width(self) -> Channels:
+        """The same channels, of which the groups of a convolution may keep any number."""
+        return replace(self, filters=())
+
     def freeze(self, groups: dict[str, str]) -> Channels:
         """The same channels with more groups frozen: {group name: reason}."""
         frozen, reasons, regrouped = self.frozen.copy(), dict(self.reasons), []

@@ -101,7 +101,7 @@ def settle(module: nn.Module, example: Example, channels: Channels, removed: Boo
         Channels in which that cut, as far as it is still allowed, does not break the model; the same object
         where nothing had to be frozen.
     """
-    sift = _Sift(module, example, channels, halves(channels) if removed is None else removed)
+    sift = _Sift(module, example, channels.of_any_width(), halves(channels) if removed is None else removed)
     bundles = sift.bundles()
     broken: dict[str, str] = {}
     while (trouble := sift.trouble(bundles)) is not None:

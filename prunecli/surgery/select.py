@@ -4,7 +4,7 @@ cuts through layer norms and through attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -33,24 +33,31 @@ def selecting(module: nn.Module, channels: Channels, removed: Bools, products: S
     for op in channels.tape.ops:
         number_of[op.index] = (op.name, seen.get(op.name, 0))
         seen[op.name] = seen.get(op.name, 0) + 1
-    statistics = {number_of[mixed.op]: _statistic(mixed, channels, removed) for mixed in channels.mixed}
+    by_op: dict[int, list[Mixed]] = {}
+    for mixed in channels.mixed:  # one for each dim that a sum runs over
+        by_op.setdefault(mixed.op, []).append(mixed)
+    statistics = {number_of[op]: _statistic(over, channels, removed) for op, over in by_op.items()}
     others = {number_of[read.op]: _product(channels.tape.ops[read.op], read, channels, removed) for read in products}
     plan = {place: action for place, action in (statistics | others).items() if action is not None}
     return _Selecting(module, plan) if plan else module
 
 
-def _statistic(mixed: Mixed, channels: Channels, removed: Bools) -> Callable[[Any, Any, Any], Any] | None:
+def _statistic(over: Sequence[Mixed], channels: Channels, removed: Bools) -> Callable[[Any, Any, Any], Any] | None:
     """What takes the statistic over the channels that stay; None where all do."""
-    kept = ~removed[channels.of(mixed.label.rows()[0])]
-    return None if kept.all() else partial(_over_few, mixed.label.axis, torch.from_numpy(kept.nonzero()[0]))
+    stays = {mixed.label.axis: ~removed[channels.of(mixed.label.rows()[0])] for mixed in over}
+    kept = {dim: torch.from_numpy(stay.nonzero()[0]) for dim, stay in stays.items() if not stay.all()}
+    return partial(_over_few, kept) if kept else None
 
 
-def _over_few(dim: int, kept: Tensor, func: Any, args: Any, kwargs: Any) -> Any:
-    few, name = args[0].index_select(dim, kept), packet_name(func)
+def _over_few(kept: Mapping[int, Tensor], func: Any, args: Any, kwargs: Any) -> Any:
+    few, name = args[0], packet_name(func)
+    for dim, places in kept.items():
+        few = few.index_select(dim, places)
     if name not in NORMS:
         return func(few, *args[1:], **kwargs)
-    normal, *statistics = func(few, *NORMS[name](kept, *args[1:]))
-    return torch.zeros_like(args[0]).index_copy(dim, kept, normal), *statistics  # what has gone is zero
+    ((dim, places),) = kept.items()
+    normal, *statistics = func(few, *NORMS[name](places, *args[1:]))
+    return torch.zeros_like(args[0]).index_copy(dim, places, normal), *statistics  # what has gone is zero
 
 
 def _product(op: Op, read: Read, channels: Channels, removed: Bools) -> Callable[[Any, Any, Any], Any] | None:

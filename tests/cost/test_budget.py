@@ -73,6 +73,21 @@ def test_narrow_groups_are_multiples_or_whole() -> None:
         assert sum(kept % 16 != 0 and kept != size for size, kept in left.items()) <= 1  # that fills up the budget
 
 
+@pytest.mark.parametrize("share", [0.4, 0.75])
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_a_grouped_convolution_is_as_wide_as_the_budget_says(share: float, round_to: int) -> None:
+    """Its kernels like groups of 8 or 16, which alone would leave an eighth of the budget unused."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(64, 5, 1)).eval()
+    channels = trace(module, Example((torch.zeros(1, 3, 16, 16),)))
+    cost = flops(channels)
+    whole = cost(np.ones(channels.count, dtype=np.bool_))
+    removed = Search(channels, np.random.default_rng(0).random(channels.count), cost, share * whole).solve(round_to)
+    kept = [int((~removed[rows]).sum(axis=1)[0]) for rows in channels.filters]
+    assert share - 0.01 <= cost(~removed) / whole <= share
+    assert any(width % 8 for width in kept)
+
+
 def test_min_channels() -> None:
     channels, _ = case()
     removed = search(np.random.default_rng(3).random(channels.count), 0.3, min_channels=6).solve()

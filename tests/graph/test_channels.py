@@ -199,3 +199,28 @@ def test_the_order_is_the_same_every_time() -> None:
     assert [(g.name, g.channels.tolist()) for g in first.groups] == [
         (g.name, g.channels.tolist()) for g in second.groups
     ]
+
+
+class Turns(nn.Module):
+    """One half of the channels goes through a layer, then both halves take turns, by torch's own op or by hand."""
+
+    def __init__(self, by_hand: bool) -> None:
+        super().__init__()
+        self.stem, self.odd, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(12, 4, 1)
+        self.by_hand = by_hand
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.stem(x).chunk(2, 1)
+        x = torch.cat([first, self.odd(second)], 1)
+        if self.by_hand:
+            return self.head(x.view(len(x), 2, -1, *x.shape[2:]).transpose(1, 2).flatten(1, 2))
+        return self.head(F.channel_shuffle(x, 2))
+
+
+def test_channels_that_are_shuffled_go_in_turns() -> None:
+    example = Example((torch.randn(2, 3, 4, 4),))
+    by_op, by_hand = (trace(Turns(by_hand).eval(), example) for by_hand in (False, True))
+    found = [{(tuple(c.member_names(g)), len(g.channels), bool(g.frozen)) for g in c.groups} for c in (by_op, by_hand)]
+    assert found[0] == found[1]
+    head = next(slot for slot in by_op.slots if (slot.name, slot.dim) == ("head.weight", 1))
+    assert len(set(head.channels.tolist())) == 6  # of both halves together

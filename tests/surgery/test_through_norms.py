@@ -89,6 +89,31 @@ def test_a_mean_square_is_of_what_stays() -> None:
     torch.testing.assert_close(smaller(*example.args), expected)
 
 
+class Demodulated(nn.Module):
+    """Filters of length one, whatever the style of each image (Karras et al. 2020, StyleGAN2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.style, self.first, self.last = nn.Linear(6, 12), nn.Linear(6, 12), nn.Linear(8, 3)
+        self.weight = nn.Parameter(torch.randn(1, 8, 12, 3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        images = self.first(x)[:, :, None, None] * torch.linspace(-1, 1, 25, dtype=x.dtype, device=x.device).view(5, 5)
+        weight = self.weight * self.style(x)[:, None, :, None, None]
+        weight = weight * torch.rsqrt(weight.square().sum((2, 3, 4), keepdim=True) + 1e-8)
+        images = F.conv2d(images.flatten(0, 1)[None], weight.flatten(0, 1), groups=len(x))
+        return self.last(images.view(len(x), -1, 3, 3).mean((2, 3)))
+
+
+def test_a_sum_over_channels_and_places_is_of_the_channels_that_stay() -> None:
+    torch.manual_seed(0)
+    module, example = Demodulated().double().eval(), Example((torch.randn(4, 6).double(),))
+    reference, smaller, _ = halved(module, example)
+    assert (smaller.first.out_features, smaller.weight.shape[2]) == (6, 6)
+    assert compare(reference, smaller, [example], torch.float64).max_rel_error < 1e-13
+    assert compare(module, smaller, [example], torch.float64).max_rel_error > 1e-2
+
+
 class Standardised(nn.Conv2d):
     """A convolution whose filters have mean 0 and variance 1 (Qiao et al. 2019), as timm writes it."""
 

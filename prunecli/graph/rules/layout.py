@@ -16,8 +16,7 @@ LAYOUT = {
     for name in (
         "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select",
         "slice", "split", "unsafe_split", "split_with_sizes", "unbind", "flip", "roll", "repeat",
-        "transpose_", "t_", "squeeze_", "unsqueeze_", "pixel_shuffle", "pixel_unshuffle", "unfold", "channel_shuffle",
-        "diagonal",
+        "transpose_", "t_", "squeeze_", "unsqueeze_", "pixel_shuffle", "pixel_unshuffle", "unfold", "diagonal",
     )
 }  # fmt: skip
 VIEWS = {"aten.view", "aten._unsafe_view", "aten.reshape"}
@@ -171,6 +170,17 @@ def index(call: Call, book: Book) -> list[Labels]:
         else:
             results.append(compact(moved[0].ids, moved[0].axis))
     return [tuple(results)]
+
+
+@rule("aten::channel_shuffle")
+def channel_shuffle(call: Call, book: Book) -> list[Labels]:
+    """The channels of all groups take turns, so that those of one turn stay or go together."""
+    groups = int(call.op.args[1])
+    for label in call.labels(0):
+        if label.axis == 1:
+            turns = label.rows().unflatten(1, (groups, -1))
+            book.tie(turns[:, :1], turns)
+    return layout(call, book)
 
 
 @rule("aten::index_select")
