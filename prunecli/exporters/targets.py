@@ -7,7 +7,7 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ class Target:
 
     title: str
     runtime: str
-    write: Callable[[nn.Module, Example, Path], None]
+    write: Callable[[nn.Module, Example, Path, bool], None]  # the last says whether any batch size fits
     run: Callable[[Path, Example], list[Tensor]] | None
 
 
@@ -50,25 +50,24 @@ def _hushed() -> Iterator[None]:
             logging.disable(previous)
 
 
-def _program(module: nn.Module, example: Example) -> torch.export.ExportedProgram:
-    """Exported with a free batch size, or with the given one where the model fixes it."""
+def _program(module: nn.Module, example: Example, any_batch: bool) -> torch.export.ExportedProgram:
+    """For any batch size, or for that of the example."""
+    if not any_batch:
+        return torch.export.export(module, example.args, dict(example.kwargs))
     pair = example.map(lambda t: torch.cat([t, t]))
     batch = torch.export.Dim("batch")
-    try:
-        return torch.export.export(
-            module, pair.args, dict(pair.kwargs), dynamic_shapes=tuple({0: batch} for _ in pair.args)
-        )
-    except Exception:  # torch.export has no common base for its errors
-        return torch.export.export(module, example.args, dict(example.kwargs))
+    return torch.export.export(
+        module, pair.args, dict(pair.kwargs), dynamic_shapes=tuple({0: batch} for _ in pair.args)
+    )
 
 
-def _write_onnx(module: nn.Module, example: Example, path: Path) -> None:
+def _write_onnx(module: nn.Module, example: Example, path: Path, any_batch: bool) -> None:
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise InputError(f"ONNX export needs {error.name}", hint="pip install 'prunecli[export]'") from error
-    program = torch.onnx.export(_program(module, example), dynamo=True, verbose=False)
+    program = torch.onnx.export(_program(module, example, any_batch), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path), external_data=False)
 
@@ -99,19 +98,20 @@ def onnx_session(module: nn.Module, example: Example) -> Callable[[], object]:
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_and_run(TARGETS[".onnx"], module, example, [example], path)
+        write_and_run(TARGETS[".onnx"], module, example, [], path)
         return _loaded_onnx(path, example)
 
 
-def _write_pt2(module: nn.Module, example: Example, path: Path) -> None:
-    torch.export.save(_program(module, example), path)
+def _write_pt2(module: nn.Module, example: Example, path: Path, any_batch: bool) -> None:
+    torch.export.save(_program(module, example, any_batch), path)
 
 
 def _run_pt2(path: Path, example: Example) -> list[Tensor]:
     return output_tensors(torch.export.load(path).module()(*example.args))
 
 
-def _write_torchscript(module: nn.Module, example: Example, path: Path) -> None:
+def _write_torchscript(module: nn.Module, example: Example, path: Path, any_batch: bool) -> None:
+    del any_batch  # a number that the Python code takes from a shape stays a number
     traced = torch.jit.trace(module, example.args, check_trace=False, strict=False)
     traced.save(str(path))
 
@@ -120,13 +120,13 @@ def _run_torchscript(path: Path, example: Example) -> list[Tensor]:
     return output_tensors(torch.jit.load(str(path))(*example.args))
 
 
-def _write_state(module: nn.Module, example: Example, path: Path) -> None:
-    del example
+def _write_state(module: nn.Module, example: Example, path: Path, any_batch: bool) -> None:
+    del example, any_batch
     write_tensors(path, dict(module.state_dict(keep_vars=True)))
 
 
-def _write_torch_state(module: nn.Module, example: Example, path: Path) -> None:
-    del example
+def _write_torch_state(module: nn.Module, example: Example, path: Path, any_batch: bool) -> None:
+    del example, any_batch
     torch.save({name: tensor.detach().clone() for name, tensor in module.state_dict().items()}, path)
 
 
@@ -151,24 +151,34 @@ def target_for(path: Path) -> Target:
     return TARGETS[path.suffix]
 
 
-def write_and_run(target: Target, module: nn.Module, example: Example, tests: list[Example], path: Path) -> float:
-    """Write the file and return the largest difference of its outputs from the module's.
+@dataclass(frozen=True)
+class Written:
+    """A file that was run: the largest difference of its outputs from the module's, and whether any batch size fits."""
+
+    max_abs_error: float
+    any_batch: bool
+
+
+def write_and_run(
+    target: Target, module: nn.Module, example: Example, others: Sequence[Example], path: Path
+) -> Written:
+    """Write the file and run it: for any batch size or, where that does not work, for that of the example.
 
     Args:
         target: from `target_for`.
         module: in eval mode.
-        example: one input, for the exporter.
-        tests: inputs to compare on; those with another batch size only where the file takes them.
+        example: one input, for the exporter and to compare on.
+        others: inputs of other batch sizes, to compare on.
         path: is written.
 
     Raises:
         InputError: the exporter cannot carry this model, or its library is missing.
         VerificationError: the file computes something else.
     """
+    with contextlib.suppress(Exception):  # the second attempt says why
+        return Written(_written(target, module, [example, *others], path, any_batch=True), any_batch=True)
     try:
-        with _hushed(), torch.no_grad():
-            target.write(module, example, path)
-            worst = _compare(target, module, tests, path)
+        return Written(_written(target, module, [example], path, any_batch=False), any_batch=False)
     except (InputError, VerificationError):
         raise
     except Exception as error:  # exporters raise whatever they meet, and wrap it in advice for their developers
@@ -177,14 +187,20 @@ def write_and_run(target: Target, module: nn.Module, example: Example, tests: li
         raise InputError(
             f"{target.title} cannot carry this model: {type(root).__name__}: {text[0] if text else ''}"
         ) from error
-    return worst
+
+
+def _written(target: Target, module: nn.Module, tests: Sequence[Example], path: Path, *, any_batch: bool) -> float:
+    """Write the file for the first of some inputs, and compare on all of them."""
+    with _hushed(), torch.no_grad():
+        target.write(module, tests[0], path, any_batch)
+        return _compare(target, module, tests, path)
 
 
 def _root(error: BaseException) -> BaseException:
     return _root(error.__cause__) if error.__cause__ else error
 
 
-def _compare(target: Target, module: nn.Module, tests: list[Example], path: Path) -> float:
+def _compare(target: Target, module: nn.Module, tests: Sequence[Example], path: Path) -> float:
     if target.run is None:
         _same_tensors(module, path)
         return 0.0

@@ -13,6 +13,7 @@ from prunecli.graph.examples import random_example, takes
 from prunecli.graph.tape import Example
 from prunecli.model import DEFAULT, Opening, Source, open_model
 
+FIXED = "the file takes a batch of {} only: this format cannot carry the model for any batch size"
 GATED = "the gates are masks in this file: every channel is computed, then set to zero where an image does not need it"
 
 
@@ -33,21 +34,23 @@ def export(source: Source, output: str | Path, opening: Opening = DEFAULT) -> Ex
     model = open_model(source, opening)
     check_output(output, *([model.path] if model.path else []))
     example = model.example.to(dtype=model.dtype)
-    first, *others = (random_example(example, seed, batch) for seed, batch in ((0, 1), (1, 2), (2, 5)))
-    tests = [first, *(test for test in others if takes(model.module, test))]
+    first, *more = (random_example(example, seed, batch) for seed, batch in ((0, 1), (1, 2), (2, 5)))
+    others = [test for test in more if takes(model.module, test)]
     with tempfile.TemporaryDirectory(prefix="prunecli-") as folder:
         draft = Path(folder) / output.name  # exporters look at the suffix
-        error = write_and_run(target, model.module.eval(), Example(first.args), tests, draft)
-        with atomic(output) as stream, draft.open("rb") as written:
-            while block := written.read(1 << 20):
+        written = write_and_run(target, model.module.eval(), Example(first.args), others, draft)
+        with atomic(output) as stream, draft.open("rb") as drafted:
+            while block := drafted.read(1 << 20):
                 stream.write(block)
+    fixed = bool(others) and not written.any_batch
+    notes = {GATED: bool(model.journal.gates), FIXED.format(first.tensors()[0].shape[0]): fixed}
     return ExportFacts(
         model=model.source,
         output=str(output),
         format=target.title,
         bytes=output.stat().st_size,
         checked=target.runtime,
-        max_abs_error=error,
-        notes=[GATED] if model.journal.gates else [],
+        max_abs_error=written.max_abs_error,
+        notes=[note for note, applies in notes.items() if applies],
         seconds=round(time.monotonic() - started, 3),
     )

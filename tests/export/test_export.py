@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional as F
 
 import prunecli
 from prunecli.cost.latency import turns
@@ -86,3 +87,28 @@ def test_state_dicts(suffix: str, small: str, tmp_path: Path) -> None:
     found = load_file(path) if suffix == "safetensors" else torch.load(path, weights_only=True)
     own = prunecli.load(small).state_dict()
     assert all(torch.equal(found[n], t) for n, t in own.items())
+
+
+class OneFilterEach(nn.Module):
+    """Every image has filters of its own, so that the batch size is a number of groups (StyleGAN2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.style = nn.Parameter(torch.randn(1, 6, 3, 3, 3)), nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, c, h, w = x.shape
+        filters = self.weight * self.style(x.mean((2, 3)))[:, None, :, None, None]
+        return F.conv2d(x.reshape(1, n * c, h, w), filters.flatten(0, 1), groups=n).view(n, 6, h - 2, w - 2)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".ts"])
+def test_where_no_batch_size_is_free_the_file_has_one(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    fixed = prunecli.export(OneFilterEach(), tmp_path / f"fixed{suffix}", takes)
+    free = prunecli.export(nn.Sequential(nn.Conv2d(3, 4, 3)), tmp_path / f"free{suffix}", takes)
+    assert "a batch of 1 only" in " ".join(fixed.notes) or suffix == ".pt2"  # which holds symbols
+    assert fixed.max_abs_error < 1e-5
+    assert free.notes == []

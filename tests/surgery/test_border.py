@@ -205,7 +205,7 @@ def test_runtimes_carry_it(suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     smaller = strip(zeroed(), example(32, 32), borders="always").module.float().eval()
     inputs = [random_example(example(32, 32), 0).to(dtype=torch.float32)]
-    assert write_and_run(TARGETS[suffix], smaller, inputs[0], inputs, tmp_path / f"m{suffix}") < 1e-4
+    assert write_and_run(TARGETS[suffix], smaller, inputs[0], [], tmp_path / f"m{suffix}").max_abs_error < 1e-4
     if suffix == ".ts":  # which takes any size, as it does without borders
         other = torch.randn(2, 3, 39, 44)
         with torch.no_grad():

@@ -158,7 +158,7 @@ def test_runtimes_carry_it(suffix: str, tmp_path: Path) -> None:
     expanded, _ = expand(strip(module, example()).module, example(), "always")
     single = expanded.float().eval()
     inputs = [t.to(dtype=torch.float32) for t in (example(), *trials(32))]
-    assert write_and_run(TARGETS[suffix], single, inputs[0], inputs[:1], tmp_path / f"m{suffix}") < 1e-4
+    assert write_and_run(TARGETS[suffix], single, inputs[0], [], tmp_path / f"m{suffix}").max_abs_error < 1e-4
 
 
 LIES = {
