@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.names import State, find_state, plain_names, spellings, telling
+from prunecli.checkpoint.values import is_left_out, left_out
 from prunecli.errors import CheckpointError, UnsafeFileError
 
 METADATA_KEY = "prunecli"
@@ -170,13 +171,13 @@ def _zip_kind(path: Path) -> Kind:
 
 
 def _load_pickle(path: Path, trust: bool) -> Loaded:
-    """Only tensors and plain containers; never retried unsafely."""
+    """Only tensors, plain containers and values that are left out; never retried unsafely."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), left_out():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=not trust), None
     except pickle.UnpicklingError as error:
-        named = _named_globals(path, error)
+        named = [name for name in _named_globals(path, error) if not is_left_out(name)]
         if not named:
             raise CheckpointError(f"{path} is damaged: {_brief(error)}", hint=_INTERRUPTED) from error
         raise UnsafeFileError(

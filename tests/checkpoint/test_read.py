@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import copy
 import os
+import pickle
+import types
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
+from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -18,6 +24,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.checkpoint.read import read
+from prunecli.checkpoint.values import LeftOut, left_out
 from prunecli.errors import CheckpointError, UnsafeFileError
 from prunecli.inputs import Argument
 from prunecli.model import Opening, open_model
@@ -186,6 +193,49 @@ def test_code_is_refused_and_read_with_trust(name: str, tmp_path: Path) -> None:
     with pytest.raises(UnsafeFileError, match=r"execut|import"):
         read(path)
     assert read(path, trust=True).state["weight"].shape == (3, 2)
+
+
+VALUES: dict[str, object] = {
+    "arguments": argparse.Namespace(lr=0.1, out=Path("runs"), dims=[1, 2]),
+    "simple namespace": types.SimpleNamespace(a=1),
+    "paths": [Path("a"), PureWindowsPath("b")],
+    "dates": [datetime.now(UTC), timedelta(1)],
+    "numbers of numpy": {
+        "best": np.float64(0.9),
+        "epoch": np.int64(3),
+        "scores": np.arange(3.0),
+        "kind": np.dtype("<f4"),
+    },
+    "containers": [defaultdict(list, {"loss": [0.1]}), deque([1, 2], maxlen=3), Counter("aab"), {1, 2}, b"bytes"],
+}
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", VALUES)
+def test_values_beside_the_weights_need_no_trust(name: str, legacy: bool, state: State, tmp_path: Path) -> None:
+    payload = {"args": VALUES[name], "state_dict": state, "after": VALUES[name]}
+    torch.save(payload, tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
+    found = read(tmp_path / "m.pt").state
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[n], state[n]) for n in state)
+
+
+def test_nothing_is_imported_or_made_of_the_values(state: State, tmp_path: Path) -> None:
+    torch.save({"state_dict": state, "date": datetime.now(UTC), "path": Path("a")}, tmp_path / "m.pt")
+    with left_out():
+        payload = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert {type(payload[key]) for key in ("date", "path")} == {LeftOut}
+    assert vars(payload["date"]) == {}
+    with pytest.raises(pickle.UnpicklingError):  # only while it lasts
+        torch.load(tmp_path / "m.pt", weights_only=True)
+
+
+def test_only_what_is_dangerous_is_named(state: State, tmp_path: Path) -> None:
+    payload = {"args": argparse.Namespace(a=1), "state_dict": state, "extra": Exploit(tmp_path / "executed")}
+    torch.save(payload, tmp_path / "m.pt")
+    with pytest.raises(UnsafeFileError, match=r"would import posix\.mkdir\n"):
+        read(tmp_path / "m.pt")
+    assert not (tmp_path / "executed").exists()
 
 
 class Exploit:
