@@ -114,6 +114,7 @@ class Op:
 class Tape:
     """All ops of one forward pass, and which values are parameters, buffers, inputs and outputs.
 
+    `numbers` are the values that Python code made of one number: ``torch.tensor(x.shape[-1])``.
     `needs_data` says that the model's Python looks at values, so that it cannot run on meta.
     """
 
@@ -122,6 +123,7 @@ class Tape:
     params: dict[str, int] = field(default_factory=dict)
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    numbers: dict[int, complex] = field(default_factory=dict)
     needs_data: bool = False
 
     def live_ops(self, *, unseen: bool = False) -> list[Op]:
@@ -346,7 +348,10 @@ class _Recorder(TorchDispatchMode):
         refs: list[Ref] = []
 
         def to_ref(tensor: Tensor) -> Ref:
+            is_new = id(tensor) not in self._current
             refs.append(Ref(self.value_of(tensor)))
+            if is_new and not tensor.is_meta and tensor.numel() == 1:
+                self.tape.numbers[refs[-1].index] = tensor.item()
             return refs[-1]
 
         ref_args = tuple([_map_tensors(argument, to_ref) for argument in args])

@@ -38,11 +38,12 @@ class Trouble:
 def trial(module: nn.Module, example: Example, channels: Channels, removed: Bools) -> Trouble | None:
     """What would go wrong with this cut, or None. Nothing is computed where shapes tell, on the meta device."""
     smaller, _ = cut(module, channels, removed, device=None if channels.tape.needs_data else "meta")
+    rewritten = _rewritten(module, smaller)  # before it runs, which may exchange its parts
     try:
         tape = record_private(smaller, example)
     except ForwardError as error:
         return Trouble(f"the cut {error.problem.removeprefix('the ')}", error.module)
-    found = _Trial(channels, removed, tape, _rewritten(module, smaller))
+    found = _Trial(channels, removed, tape, rewritten)
     checks = (found.outputs, found.sizes, found.numbers, found.meetings, found.parts)
     return next((trouble for check in checks if (trouble := check())), None)
 
@@ -114,7 +115,8 @@ class _Trial:
     def numbers(self) -> Trouble | None:
         """Factors and summands stay: a scale that follows the width would change them."""
         for path, ops, now in self.modules:
-            before, after = ([(op, n) for op in each if (n := self._numbers(op))] for each in (ops, now))
+            tapes = (self.channels.tape, ops), (self.tape, now)
+            before, after = ([(op, n) for op in each if (n := self._numbers(tape, op))] for tape, each in tapes)
             for (old, numbers), (_, others) in zip(before, after, strict=False):
                 if numbers != others:
                     return Trouble(f"a number follows the width at {old.where}", path)
@@ -122,17 +124,18 @@ class _Trial:
                 return Trouble(f"other numbers are used after the cut in {path or 'the model'}", path)
         return None
 
-    def _numbers(self, op: Op) -> list[float]:
+    def _numbers(self, tape: Tape, op: Op) -> list[complex]:
         """All floats, and integers where they are neither sizes nor counts that data decides on."""
         kinds = (int, float) if is_pointwise(op.func) and not self.data_decides else (float,)
-        return [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
+        told = [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
+        return told + [tape.numbers[ref.index] for ref in op.refs if ref.index in tape.numbers]
 
     @cached_property
     def _walked(self) -> tuple[dict[int, Labels], Ints]:
         """Labels on the tape, and the component of each id; ids up to the number of channels are channels."""
-        stay = ((slot.name, slot.dim, slot.channels[~self.removed[slot.channels]]) for slot in self.channels.slots)
-        slots = {(name, dim): torch.from_numpy(ids) for name, dim, ids in stay if len(ids) > 1}
         book = Book(next_id=self.channels.count, through_norms=bool(self.channels.mixed))
+        stay = ((slot.name, slot.dim, slot.channels[~self.removed[slot.channels]]) for slot in self.channels.slots)
+        slots = {(name, dim): _by_position(ids, book) for name, dim, ids in stay if len(ids) > 1}
         labels = walk(self.tape, slots, book)
         return labels, components(book.next_id, book.ties)
 
@@ -180,3 +183,15 @@ class _Trial:
         found = np.zeros(int(merged.max()) + 1, dtype=np.bool_)
         found[merged[: self.channels.count][self.channels.slot_members.getnnz(axis=0) > 0]] = True
         return found
+
+
+def _by_position(channels: Ints, book: Book) -> torch.Tensor:
+    """Ids of the positions of a dim: their channels; where that is one for all, fresh ones tied to it, which labels
+    tell apart.
+    """
+    ids = torch.from_numpy(channels)
+    if channels[0] != channels[-1] or (channels != channels[0]).any():
+        return ids
+    positions = book.fresh(len(ids))
+    book.tie(positions, ids)
+    return positions

@@ -108,15 +108,17 @@ def test_only_what_changed_gets_another_class() -> None:
 
 
 class Widths(nn.Module):
-    """Queries and keys get narrower; `scale` says what the scores are divided by."""
+    """Queries and keys get narrower; `scale` says what the scores are multiplied by, `by_tensor` the queries."""
 
-    def __init__(self, scale: float | None) -> None:
+    def __init__(self, scale: float | None, by_tensor: bool = False) -> None:
         super().__init__()
         self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
-        self.scale = scale
+        self.scale, self.by_tensor = scale, by_tensor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = (p(x).unflatten(-1, (2, -1)).transpose(1, 2) for p in (self.q, self.k, self.v))
+        if self.by_tensor:  # as DeBERTa does
+            q = q / torch.sqrt(torch.tensor(q.shape[-1], dtype=torch.float) * 3)
         return self.o(F.scaled_dot_product_attention(q, k, v, scale=self.scale).transpose(1, 2).flatten(2))
 
 
@@ -127,8 +129,9 @@ def live(channels: Channels, slot: str) -> bool:
 
 def test_a_scale_that_follows_the_width_is_noticed() -> None:
     example = Example((torch.randn(1, 6, 8),))
-    for scale, problem in ((0.5, None), (None, "a number follows the width")):
-        module = Widths(scale).eval()
+    follows = "a number follows the width"
+    for scale, by_tensor, problem in ((0.5, False, None), (None, False, follows), (0.5, True, follows)):
+        module = Widths(scale, by_tensor).eval()
         channels = trace(module, example)
         trouble = trial(module, example, channels, halves(channels))
         assert (trouble is None) == (problem is None)

@@ -94,9 +94,56 @@ NETWORKS: dict[str, Network] = {
 }
 
 
+# Further families, of which the configuration says all sizes by names like these.
+SIZES: dict[str, Any] = {
+    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embed_dim", "word_embed_proj_dim"), 32),
+    **dict.fromkeys(("intermediate_size", "d_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim"), 64),
+    **dict.fromkeys(("hidden_dim", "ffn_hidden_size"), 64),
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
+    **dict.fromkeys(("encoder_layers", "decoder_layers"), 1),
+    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads"), 4),
+    **dict.fromkeys(("encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "vocab_size"), 99),
+    **dict.fromkeys(("state_size", "time_step_rank", "conv_kernel"), 4),
+    "num_key_value_heads": 2, "head_dim": 8, "embedding_size": 16, "true_hidden_size": 32, "intra_bottleneck_size": 32,
+    "image_size": 32, "patch_size": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+TEXT_FAMILIES = (
+    "Albert", "Bart", "BigBird", "Bloom", "CTRL", "Camembert", "Cohere", "ConvBert", "Deberta", "DebertaV2",
+    "DistilBert", "Electra", "Ernie", "FNet", "Falcon", "Flaubert", "GPTBigCode", "GPTNeoX", "Gemma", "Gemma2", "Glm",
+    "Granite", "LongT5", "MBart", "MT5", "Mamba", "Marian", "Mistral", "MobileBert", "ModernBert", "Mpt",
+    "Nystromformer", "OPT", "Olmo", "Olmo2", "OpenAIGPT", "Pegasus", "Phi", "Phi3", "Qwen3", "RoFormer", "Roberta",
+    "Rwkv", "SmolLM3", "StableLm", "Starcoder2", "XLM", "XLNet",
+)  # fmt: skip
+IMAGE_FAMILIES = (
+    "Beit", "CLIPVision", "DPT", "Data2VecVision", "Dinov2", "Dinov2WithRegisters", "FocalNet", "GLPN", "IJepa",
+    "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer", "Pvt", "PvtV2", "RegNet", "ResNet", "SiglipVision",
+    "ViTMSN", "VitDet",
+)  # fmt: skip
+
+
+def _tiny(family: str, inputs: dict[str, Any]) -> Network:
+    kind, config = getattr(hf, f"{family}Model"), getattr(hf, f"{family}Config")
+    given = config().to_dict()
+    sizes = {name: size for name, size in SIZES.items() if type(given.get(name, "")) in {int, type(None)}}
+    return lambda: kind(config(**sizes, attn_implementation="eager")), inputs
+
+
+def families() -> dict[str, Network]:
+    """Tiny networks of further families."""
+    texts = {name: _tiny(name, TEXTS) for name in TEXT_FAMILIES}
+    for name, (_, inputs) in texts.items():
+        if getattr(hf, f"{name}Config")().is_encoder_decoder:
+            texts[name] = _tiny(name, {**inputs, "decoder_input_ids": TOKENS.flip(1)})
+    return texts | {name: _tiny(name, {"pixel_values": PICTURES}) for name in IMAGE_FAMILIES}
+
+
+FAMILIES = families()
+
+
 def network(name: str) -> tuple[nn.Module, Example]:
     """A network in eval mode with caches off, and its input."""
-    factory, inputs = NETWORKS[name]
+    factory, inputs = (NETWORKS | FAMILIES)[name]
     torch.manual_seed(0)
     module = factory().eval()
     module.config.use_cache = False

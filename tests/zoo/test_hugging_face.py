@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("transformers")
 
-from zoo.hugging_face import NETWORKS, network
+from zoo.hugging_face import FAMILIES, NETWORKS, network
 
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.probe import halves, survey
@@ -46,3 +46,11 @@ def test_heads_and_mlp_can_be_pruned(name: str) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_embeddings_can_be_sliced_where_asked(name: str) -> None:
     halved(name, through_norms=True)
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_further_families_lose_something_and_break_nowhere(name: str) -> None:
+    left, _ = halved(name, through_norms=False)
+    assert left < 0.85
