@@ -45,6 +45,10 @@ def _matmul(op: Op, channels: Channels) -> Factors:
     return 1.0, _dims(channels, first) + _dims(channels, second, [-1 + len(channels.tape.shapes[second.index])])
 
 
+def _grouped_matmul(op: Op, channels: Channels) -> Factors:
+    return 1.0, _dims(channels, op.args[0]) + _dims(channels, op.args[1], [2])
+
+
 def _linear(op: Op, channels: Channels) -> Factors:
     return 1.0, _dims(channels, op.args[0]) + _dims(channels, op.args[1], [0])
 
@@ -87,6 +91,7 @@ FLOPS: dict[str, Callable[[Op, Channels], Factors]] = {
     "aten.mm": _matmul,
     "aten.bmm": _matmul,
     "aten.baddbmm": _matmul,
+    "aten._grouped_mm": _grouped_matmul,
     "aten.linear": _linear,
     "aten._trilinear": _bilinear,
     "aten.native_batch_norm": _batch_norm,
@@ -200,6 +205,7 @@ MULTIPLY_ADDS = frozenset(
         "aten.mm",
         "aten.bmm",
         "aten.baddbmm",
+        "aten._grouped_mm",
         "aten.linear",
         "aten._trilinear",
     }

@@ -54,6 +54,13 @@ def _baddbmm(inputs: list[Any], outputs: list[Any]) -> int:
     return int(math.prod(first) * second[-1])
 
 
+def _grouped_matmul(inputs: list[Any], outputs: list[Any]) -> int:
+    """Every row meets the matrix of its expert."""
+    del outputs
+    rows, matrices = (tensor.type().sizes() for tensor in inputs[:2])
+    return int(math.prod(rows) * matrices[-1])
+
+
 def _bilinear(inputs: list[Any], outputs: list[Any]) -> int:
     """Every weight meets every pair of inputs once."""
     del outputs
@@ -92,6 +99,7 @@ HANDLERS = {
     "torchvision::deform_conv2d": _deformed_convolution,
     "aten::scaled_dot_product_attention": _attention,
     "aten::baddbmm": _baddbmm,
+    "aten::_grouped_mm": _grouped_matmul,
     "aten::bilinear": _bilinear,
     "aten::einsum": _einsum,
     **{f"aten::{name}": _recurrent for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")},

@@ -70,6 +70,7 @@ class Channels:
         slots: every labelled parameter dim.
         blocks: arrays (rows, n) of channels; each row must keep equally many.
         filters: those that are the groups of a convolution.
+        aligned: arrays (rows, n) of channels; of each row a multiple stays, or all, since a kernel wants that.
         splits: views that make heads and their width of one channel dim.
         told: sizes that ops are told as numbers.
         mixed: ops whose statistics run over channels that may go.
@@ -85,6 +86,7 @@ class Channels:
     groups: tuple[Group, ...]
     blocks: tuple[Ints, ...]
     filters: tuple[Ints, ...]
+    aligned: tuple[Ints, ...]
     splits: tuple[Split, ...]
     mixed: tuple[Mixed, ...]
     reads: tuple[Read, ...]
@@ -127,6 +129,39 @@ class Channels:
         name, dims = self._origins.get(read.b, ("", ()))
         return (name, dims[read.b_label.axis]) if name else ("", -1)
 
+    @cached_property
+    def _read_dims(self) -> dict[str, set[int]]:
+        """The dims of each parameter that a sum of products runs over."""
+        directions = {normed.weight: normed.direction for normed in self.normed}
+        found: dict[str, set[int]] = {}
+        for read in self.reads:
+            name, dim = self.reader(read)
+            if read.b in directions:
+                name, dim = directions[read.b], read.b_label.axis
+            found.setdefault(name, set()).add(dim)
+        return found
+
+    @cached_property
+    def _live_dims(self) -> dict[str, list[int]]:
+        """The dims of each parameter along which something may go."""
+        found: dict[str, list[int]] = {}
+        for slot in self.slots:
+            if not self.frozen[slot.channels].all():
+                found.setdefault(slot.name, []).append(slot.dim)
+        return found
+
+    def written_dims(self, name: str) -> list[int]:
+        """The dims of a parameter whose positions are outputs: those that are not summed over, the first if all are.
+
+        Where no sum over channels is known (the first layer, a filter for each channel), the first along which
+        something may go; a magnitude of weight norm has none.
+        """
+        if any(name == normed.magnitude for normed in self.normed):
+            return []
+        read = self._read_dims.get(name, set())
+        dims = range(len(self.tape.shapes[self.tape.params[name]])) if read else self._live_dims.get(name, [])[:1]
+        return [dim for dim in dims if dim not in read] or [0]
+
     def member_names(self, group: Group) -> list[str]:
         """The slots of a group as ``parameter[dim]``."""
         return [f"{self.slots[s].name}[{self.slots[s].dim}]" for s in group.slots]
@@ -152,7 +187,7 @@ def written(group: Group, channels: Channels) -> dict[str, tuple[int, ...]]:
     found = {}
     for slot in (channels.slots[number] for number in group.slots):
         shape = channels.tape.shapes[channels.tape.params[slot.name]]
-        if slot.dim == 0 and len(shape) > 1:
+        if len(shape) > 1 and slot.dim in channels.written_dims(slot.name):
             found[slot.name.rpartition(".")[0]] = shape
     return found
 
@@ -291,14 +326,15 @@ def connect(
     reasons = {channel: book.freezes[first[channel]].reason for channel in np.flatnonzero(frozen).tolist()}
     frozen[0] = True
     placed = tuple(Slot(name, dim, channel_of[ids.numpy()]) for (name, dim), ids in slots.items())
-    blocks, filters = (
+    blocks, filters, aligned = (
         {rows.tobytes(): rows for rows in (channel_of[block.numpy()] for block in found) if not frozen[rows].all()}
-        for found in (book.blocks, book.filters)
+        for found in (book.blocks, book.filters, book.aligned)
     )
     return Channels(
         tape, labels, channel_of, frozen, reasons, placed, _group(placed, frozen, reasons),
-        tuple(blocks.values()), tuple(filters.values()), tuple(book.splits), tuple(book.mixed), tuple(book.reads),
-        tuple(book.pads), tuple(book.told), tuple(book.normed), dict(book.unknown),
+        tuple(blocks.values()), tuple(filters.values()), tuple(aligned.values()), tuple(book.splits),
+        tuple(book.mixed), tuple(book.reads), tuple(book.pads), tuple(book.told), tuple(book.normed),
+        dict(book.unknown),
     )  # fmt: skip
 
 

@@ -163,6 +163,7 @@ class Book:
     freezes: list[Freeze] = field(default_factory=list)
     blocks: list[Tensor] = field(default_factory=list)  # (rows, channels): equally many kept in each row
     filters: list[Tensor] = field(default_factory=list)  # those of the blocks that are groups of a convolution
+    aligned: list[Tensor] = field(default_factory=list)  # (rows, channels): a kernel wants multiples of each row
     whole: Mapping[str, frozenset[int]] = field(default_factory=dict)
     numbered: frozenset[str] = frozenset()
     through_norms: bool = False

@@ -35,7 +35,7 @@ class GeometricMedian(Method):
         sums = np.zeros(channels.count)
         for slot in channels.slots:
             weight = weights.get(slot.name)
-            if weight is not None and weight.ndim > 1 and slot.dim == 0:
-                filters = weight.detach().double().flatten(1)
+            if weight is not None and weight.ndim > 1 and slot.dim in channels.written_dims(slot.name):
+                filters = weight.detach().double().movedim(slot.dim, 0).flatten(1)
                 np.add.at(sums, slot.channels, torch.cdist(filters, filters).sum(1).cpu().numpy())
         return by_scope(sums, channels, self.scope)

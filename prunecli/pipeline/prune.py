@@ -6,11 +6,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from torch import nn
-
 from prunecli.checkpoint.write import check_container
 from prunecli.errors import BudgetMissed, InputError
 from prunecli.facts import BudgetFacts, CutFacts, Figures, PruneFacts
+from prunecli.graph.channels import trace
 from prunecli.methods.base import Method
 from prunecli.model import DEFAULT, Model, Opening, Source, open_model
 from prunecli.pipeline.container import Provenance, identity, origin, save
@@ -194,21 +193,12 @@ def _method(recipe: Recipe) -> Method:
 
 def _cuts(opened: Model, final: Model) -> list[CutFacts]:
     """Widths before and after, for each layer that lost outputs."""
-    before, after = _widths(opened.module), _widths(final.module)
+    channels, after = trace(opened.module, opened.example), dict(final.module.named_parameters())
     found: dict[str, CutFacts] = {}
-    for name, (layer, old) in before.items():
-        _, new = after[final.journal.name_of(name)]
-        if new != old:
-            found.setdefault(layer, CutFacts(layer, old, new))
+    for name, weight in opened.module.named_parameters():
+        layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        for dim in channels.written_dims(name) if weight.ndim > 1 else ():
+            old, new = weight.shape[dim], after[final.journal.name_of(name)].shape[dim]
+            if new != old:
+                found.setdefault(layer, CutFacts(layer, old, new))
     return list(found.values())
-
-
-def _widths(module: nn.Module) -> dict[str, tuple[str, int]]:
-    """{parameter: its layer, and how many outputs that has}."""
-    found = {}
-    for name, parameter in module.named_parameters():
-        if parameter.ndim > 1:
-            layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
-            transposed = getattr(module.get_submodule(layer), "transposed", False)
-            found[name] = layer, parameter.shape[1 if transposed else 0]
-    return found

@@ -7,12 +7,14 @@ import numpy as np
 from prunecli.graph.channels import Bools, Channels, Ints
 from prunecli.surgery.pace import kernel_width
 
+ALIGNED = 8  # numbers of two bytes in the 16 that grouped matrix products step by
+
 
 def repair(channels: Channels, removed: Bools, order: Ints | None = None, min_channels: int = 1) -> Bools:
     """Give back channels until the choice is legal; never removes more.
 
     Legal: nothing frozen goes, every slot keeps `min_channels`, every row of every block keeps equally many,
-    every group of a convolution as many as `kernel_width` says.
+    every group of a convolution as many as `kernel_width` says, every aligned row a multiple of `ALIGNED`.
 
     Args:
         channels: the channels of the model.
@@ -49,6 +51,10 @@ def _even_out(channels: Channels, removed: Bools, rank: Ints) -> bool:
     for rows in channels.filters:
         most = kernel_width(int((~removed[rows]).sum(axis=1).max()))
         changed |= _raise_to(min(most, rows.shape[1]), rows, removed, rank)
+    for rows in channels.aligned:
+        for row in rows:
+            multiple = -(-int((~removed[row]).sum()) // ALIGNED) * ALIGNED
+            changed |= _raise_to(min(multiple, len(row)), row[None], removed, rank)
     return changed
 
 

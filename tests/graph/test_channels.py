@@ -224,3 +224,25 @@ def test_channels_that_are_shuffled_go_in_turns() -> None:
     assert found[0] == found[1]
     head = next(slot for slot in by_op.slots if (slot.name, slot.dim) == ("head.weight", 1))
     assert len(set(head.channels.tolist())) == 6  # of both halves together
+
+
+class Layouts(nn.Module):
+    """Weights whose outputs lie along different dims."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.deep = nn.ConvTranspose2d(3, 8, 2), nn.Conv2d(8, 8, 3, groups=8)
+        self.normed = nn.utils.parametrizations.weight_norm(nn.ConvTranspose2d(8, 6, 2))
+        self.turned, self.tied = nn.Parameter(torch.randn(6, 10)), nn.Linear(10, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.normed(self.deep(self.up(x))).mean((2, 3)) @ self.turned
+        return F.linear(self.tied(x), self.tied.weight.t())
+
+
+def test_outputs_lie_along_what_is_not_summed_over() -> None:
+    channels = channels_of(Layouts(), 2, 3, 8, 8)
+    directions = "normed.parametrizations.weight.original"
+    written = {"up.weight": [1], "deep.weight": [0], "turned": [1], "tied.weight": [0]}
+    written |= {f"{directions}0": [], f"{directions}1": [1, 2, 3]}
+    assert {name: channels.written_dims(name) for name in written} == written

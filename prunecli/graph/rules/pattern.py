@@ -11,7 +11,7 @@ from functools import cache
 from torch import Tensor
 
 from prunecli.graph.labels import Book, Label, Labels, Read, along
-from prunecli.graph.rules.call import NOT_A_CHANNEL, RULES, Call, Rule
+from prunecli.graph.rules.call import NOT_A_CHANNEL, RULES, Call, Rule, rule, unknown
 from prunecli.graph.tape import Ref
 
 Letters = tuple[str, ...]  # one for each dim
@@ -160,3 +160,18 @@ def described(operands: tuple[int, ...], text: str) -> Rule:
 
 
 RULES |= {name: described(*line) for name, line in PATTERNS.items()}
+
+
+@rule("aten::_grouped_mm")
+def grouped_mm(call: Call, book: Book) -> list[Labels]:
+    """The rows of each expert meet its matrix, (S, K), (E, K, M) -> (S, M). Other forms are not followed.
+
+    The kernel refuses widths that do not fill 16 bytes.
+    """
+    first, second = call.ref(0), call.ref(1)
+    if first is None or second is None or (len(call.shape(first)), len(call.shape(second))) != (2, 3):
+        return unknown(call, book)
+    book.aligned += [
+        label.rows() for number, axis in ((0, 1), (1, 2)) for label in call.labels(number) if label.axis == axis
+    ]
+    return pattern(call, book, (0, 1), "n k, e k m -> n m")
