@@ -232,16 +232,15 @@ def record(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
     """Run a meta copy of `module` once and write down every ATen op.
 
     The model itself is not touched: no mode, hook, statistic, gradient or random state changes.
-    Where the model's Python needs data (nms, nonzero, ``.item()``), a copy runs on real tensors instead.
+    Where it does not run on meta, since its Python needs data (nms, nonzero, ``.item()``) or a kernel has no such form,
+    a copy runs on real tensors instead.
 
     Raises:
         ForwardError: the model does not run on this input.
     """
     try:
         return _record_on_meta(shadow(module), example.to(device="meta"), train)
-    except ForwardError as error:
-        if not _wants_data(error):
-            raise
+    except ForwardError:
         tape = _record(copied(module), example, train)
         tape.needs_data = True
         return tape
