@@ -128,7 +128,8 @@ class _Trial:
         """All floats, and integers where they are neither sizes nor counts that data decides on."""
         kinds = (int, float) if is_pointwise(op.func) and not self.data_decides else (float,)
         told = [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
-        return told + [tape.numbers[ref.index] for ref in op.refs if ref.index in tape.numbers]
+        in_tensors = (tape.numbers[ref.index] for ref in op.refs if ref.index in tape.numbers)
+        return told + [number for number in in_tensors if type(number) is float or not self.data_decides]
 
     @cached_property
     def _walked(self) -> tuple[dict[int, Labels], Ints]:
