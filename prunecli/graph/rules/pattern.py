@@ -171,7 +171,6 @@ def grouped_mm(call: Call, book: Book) -> list[Labels]:
     first, second = call.ref(0), call.ref(1)
     if first is None or second is None or (len(call.shape(first)), len(call.shape(second))) != (2, 3):
         return unknown(call, book)
-    book.aligned += [
-        label.rows() for number, axis in ((0, 1), (1, 2)) for label in call.labels(number) if label.axis == axis
-    ]
+    for number, axis in ((0, 1), (1, 2)):
+        book.aligned += [label.rows() for label in call.labels(number) if label.axis == axis]
     return pattern(call, book, (0, 1), "n k, e k m -> n m")
