@@ -26,7 +26,7 @@ from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.copying import copied, like
 from prunecli.graph.examples import picking
 from prunecli.graph.tape import Example
-from prunecli.graph.tensors import in_rows, row_major, weight_norms
+from prunecli.graph.tensors import in_rows, initialised, row_major, weight_norms
 from prunecli.inputs import DTYPES, Argument, Inputs, from_json
 
 
@@ -146,7 +146,7 @@ def is_architecture(source: str) -> bool:
 
 def _fresh(spec: ArchSpec, source: str, asked: Inputs | None) -> Model:
     torch.manual_seed(0)
-    module = row_major(build(spec)).eval()
+    module = row_major(initialised(build(spec))).eval()
     return Model(source, "architecture", module, spec, Journal(), _inputs(spec, module, asked))
 
 
@@ -157,7 +157,7 @@ def _in_memory(module: nn.Module, opening: Opening) -> Model:
         raise InputError(
             f"what input does {name} take?", hint="say it: prunecli.Opening.like(example), or input: in the recipe"
         )
-    module = row_major(copied(unwrapped(module))).eval()
+    module = row_major(copied(initialised(unwrapped(module)))).eval()
     return Model(name, "module", module, spec, Journal(), _inputs(spec, module, opening.inputs))
 
 
@@ -198,9 +198,9 @@ def blank(spec: ArchSpec) -> nn.Module:
         warnings.simplefilter("ignore")
         try:
             with skeleton():
-                return build(spec)
+                return initialised(build(spec))
         except ArchError:  # some constructors compute with what they have just made
-            return build(spec)
+            return initialised(build(spec))
 
 
 def filled(spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, source: str) -> nn.Module:

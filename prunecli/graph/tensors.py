@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from prunecli.errors import InputError
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -38,6 +40,18 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield prefix + name, tensor
+
+
+def initialised(module: Module) -> Module:
+    """The module itself.
+
+    Raises:
+        InputError: a lazy layer of it has no values yet.
+    """
+    for name, tensor in named_tensors(module):
+        if nn.parameter.is_lazy(tensor):
+            raise InputError(f"{name} has no values yet: its layer is lazy", hint="run the model once on an input")
+    return module
 
 
 def row_major(module: Module) -> Module:

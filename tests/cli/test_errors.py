@@ -59,6 +59,7 @@ def _files(folder: Path) -> None:
     (folder / "net.py").write_text(
         "import torch\ndef build(): return 3\n"
         "def broken(): raise RuntimeError('no')\ndef leaves(): raise SystemExit(3)\n"
+        "def lazy(): return torch.nn.LazyLinear(3)\n"
     )
     (folder / "frozen.py").write_text(
         "from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
@@ -103,6 +104,8 @@ CASES: dict[str, list[str]] = {
     "no-arch-grammar": ["analyze", "good.pt", "--arch", "net.py:"],
     "arch-returns-no-module": ["analyze", "good.pt", "--arch", "net.py:build"],
     "arch-fails": ["analyze", "good.pt", "--arch", "net.py:broken"],
+    "arch-lazy": ["analyze", "good.pt", "--arch", "net.py:lazy"],
+    "lazy": ["analyze", "net.py:lazy", "--input", "1x8"],
     "arch-leaves": ["analyze", "good.pt", "--arch", "net.py:leaves"],
     "arch-no-function": ["analyze", "good.pt", "--arch", "net.py:make"],
     "shape-mismatch": ["analyze", "wrong-shape.pt", "--arch", "cifar_resnet20"],
