@@ -195,6 +195,42 @@ MUTANTS = {
         "        if figure <= 1.2 * limit.amount:\n",
         "pipeline/test_budgets.py::test_a_wrong_model_of_the_cost_is_corrected",
     ),
+    "a sum over several dims knows the last of them alone": Mutant(
+        "surgery/select.py",
+        "        by_op.setdefault(mixed.op, []).append(mixed)",
+        "        by_op[mixed.op] = [mixed]",
+        "surgery/test_through_norms.py::test_a_sum_over_channels_and_places_is_of_the_channels_that_stay",
+    ),
+    "kernels come before budgets": Mutant(
+        "cost/budget.py",
+        "        if self.channels.filters and not self._is_close(removed):",
+        "        if False:",
+        "cost/test_budget.py::test_a_grouped_convolution_is_as_wide_as_the_budget_says",
+    ),
+    "kernels do not get the widths that they demand": Mutant(
+        "surgery/plan.py",
+        "            changed |= _raise_to(min(multiple, len(row)), row[None], removed, rank)",
+        "            pass",
+        "surgery/test_experts.py::test_widths_fill_what_the_kernel_steps_by",
+    ),
+    "all tokens are alike": Mutant(
+        "graph/examples.py",
+        "    return picked if rows and takes(module, picked) else example",
+        "    return example",
+        "graph/test_examples.py::test_experts_that_token_zero_does_not_meet_are_cut_as_well",
+    ),
+    "weights keep their strides": Mutant(
+        "graph/tensors.py",
+        "            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)",
+        "            pass",
+        "pipeline/test_in_memory.py::test_weights_may_lie_in_memory_in_any_order",
+    ),
+    "outputs are always the first dim": Mutant(
+        "graph/channels.py",
+        "        return [dim for dim in dims if dim not in read] or [0]",
+        "        return [0]",
+        "graph/test_channels.py::test_outputs_lie_along_what_is_not_summed_over",
+    ),
     "verify says true": Mutant(
         "surgery/verify.py",
         "    if result.max_rel_error > TOLERANCE[dtype]:",
