@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunecli.graph.shapes import alike
-from prunecli.graph.tensors import named_tensors
+from prunecli.graph.tensors import Module, named_tensors
 
-Module = TypeVar("Module", bound=nn.Module)
 Memo = dict[int, Any]
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device})
 _CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})  # most are empty: the hooks of a module

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.graph.rules.layout import LAYOUT
+from prunecli.graph.rules.pattern import PATTERNS
 from prunecli.graph.tape import Example, ForwardError, Op, Ref, Tape, record
 
-_LOOKUPS = {"aten.embedding", "aten._embedding_bag", "aten._embedding_bag_forward_only"}
+_LOOKUPS = {name for name, (_, text) in PATTERNS.items() if text.startswith("v e ")}  # a vocabulary of embeddings
 _CARRIES = LAYOUT | {"aten." + name for name in ("clone", "alias", "detach", "_to_copy", "cat", "stack")}
 _COMPARES = {"aten." + name for name in ("eq", "ne", "lt", "le", "gt", "ge", "ones_like", "zeros_like")}
 

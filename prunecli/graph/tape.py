@@ -40,7 +40,7 @@ class Example:
 
     def tensors(self) -> list[Tensor]:
         """All of them, in the order of `map`."""
-        return [leaf for leaf in flatten((self.args, dict(self.kwargs))) if isinstance(leaf, Tensor)]
+        return output_tensors((self.args, dict(self.kwargs)))
 
     def to(self, *, device: str | None = None, dtype: torch.dtype | None = None) -> Example:
         """Move every tensor; only floating-point tensors change their dtype."""

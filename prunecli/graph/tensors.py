@@ -1,4 +1,7 @@
-"""The modules, parameters and buffers of a module, as torch's generators give them, without a generator per level."""
+"""The modules, parameters and buffers of a module, as torch's generators give them, without a generator per level.
+
+And the state that the tensors of a model must be in.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.probe import halves, survey
 from prunecli.surgery.verify import compare
 
+pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore")]
+
 # A name that says attention, and one that says MLP, in every network; a convnet has no attention.
 ATTENTION = ("attn", "attention")
 MLP = ("fc", "intermediate", "mlp", "DenseReluDense", "pwconv", "dense")
@@ -30,8 +32,6 @@ def halved(name: str, *, through_norms: bool) -> tuple[float, list[str]]:
     return left / whole, [" ".join(channels.member_names(g)) for g in channels.groups if not g.frozen]
 
 
-@pytest.mark.zoo
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_heads_and_mlp_can_be_pruned(name: str) -> None:
     left, live = halved(name, through_norms=False)
@@ -41,15 +41,11 @@ def test_heads_and_mlp_can_be_pruned(name: str) -> None:
         assert any(word in names.lower() for names in live for word in ATTENTION)
 
 
-@pytest.mark.zoo
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_embeddings_can_be_sliced_where_asked(name: str) -> None:
     halved(name, through_norms=True)
 
 
-@pytest.mark.zoo
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_further_families_lose_something_and_break_nowhere(name: str) -> None:
     left, _ = halved(name, through_norms=False)
