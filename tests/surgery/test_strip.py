@@ -138,3 +138,14 @@ def test_real_networks(name: str) -> None:
     assert compare(module, small, tests, torch.float64).max_rel_error <= 1e-12
     assert compare(module, copy.deepcopy(small).float(), tests, torch.float32).max_rel_error <= 1e-5
     assert sum(p.numel() for p in small.parameters()) < 0.6 * sum(p.numel() for p in module.parameters())
+
+
+def test_constants_pass_through_a_shuffle() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 4, 1)).double().eval()
+    first = module[0]
+    first.weight.data[[1, 5]], first.bias.data[[1, 5]] = 0.0, 0.3  # those of one turn
+    example = Example((torch.randn(2, 3, 4, 4).double(),))
+    result = strip(module, example)
+    assert result.module[0].out_channels == 6
+    assert compare(module, result.module, [example], torch.float64).max_rel_error < 1e-12

@@ -16,7 +16,8 @@ LAYOUT = {
     for name in (
         "view", "_unsafe_view", "reshape", "permute", "transpose", "t", "unsqueeze", "squeeze", "expand", "select",
         "slice", "split", "unsafe_split", "split_with_sizes", "unbind", "flip", "roll", "repeat",
-        "transpose_", "t_", "squeeze_", "unsqueeze_", "pixel_shuffle", "pixel_unshuffle", "unfold", "diagonal",
+        "transpose_", "t_", "squeeze_", "unsqueeze_", "pixel_shuffle", "pixel_unshuffle", "unfold", "channel_shuffle",
+        "diagonal",
     )
 }  # fmt: skip
 VIEWS = {"aten.view", "aten._unsafe_view", "aten.reshape"}
@@ -246,4 +247,4 @@ def as_strided(call: Call, book: Book) -> list[Labels]:
     return [call.labels(0)]
 
 
-RULES |= dict.fromkeys(LAYOUT, layout)
+RULES |= dict.fromkeys(LAYOUT - RULES.keys(), layout)
