@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -68,6 +68,7 @@ class Channels:
         frozen: (channels,) may not be removed.
         reasons: why, for the channels where a reason is known.
         slots: every labelled parameter dim.
+        slot_members: (slots, channels) 1 where a channel occurs in a slot.
         blocks: arrays (rows, n) of channels; each row must keep equally many.
         filters: those that are the groups of a convolution.
         aligned: arrays (rows, n) of channels; of each row a multiple stays, or all, since a kernel wants that.
@@ -83,6 +84,7 @@ class Channels:
     frozen: Bools
     reasons: dict[int, str]
     slots: tuple[Slot, ...]
+    slot_members: csr_matrix
     groups: tuple[Group, ...]
     blocks: tuple[Ints, ...]
     filters: tuple[Ints, ...]
@@ -99,11 +101,6 @@ class Channels:
     def count(self) -> int:
         """Number of channels, channel 0 included."""
         return len(self.frozen)
-
-    @cached_property
-    def slot_members(self) -> csr_matrix:
-        """(slots, channels) 1 where a channel occurs in a slot."""
-        return _occurrences(self.slots, self.count)
 
     def of(self, ids: torch.Tensor) -> Ints:
         """Channels of some ids, in their shape."""
@@ -330,21 +327,19 @@ def connect(
         {rows.tobytes(): rows for rows in (channel_of[block.numpy()] for block in found) if not frozen[rows].all()}
         for found in (book.blocks, book.filters, book.aligned)
     )
+    members = _occurrences(placed, len(frozen))
     return Channels(
-        tape, labels, channel_of, frozen, reasons, placed, _group(placed, frozen, reasons),
+        tape, labels, channel_of, frozen, reasons, placed, members, _group(placed, members, frozen, reasons),
         tuple(blocks.values()), tuple(filters.values()), tuple(aligned.values()), tuple(book.splits),
         tuple(book.mixed), tuple(book.reads), tuple(book.pads), tuple(book.told), tuple(book.normed),
         dict(book.unknown),
     )  # fmt: skip
 
 
-def components(count: int, ties: list[tuple[torch.Tensor, torch.Tensor]]) -> Ints:
-    """The component of each id in [0, count); that of id 0 is 0."""
-    if ties:
-        first = torch.cat([a for a, _ in ties]).numpy()
-        second = torch.cat([b for _, b in ties]).numpy()
-    else:
-        first = second = np.zeros(0, dtype=np.int64)
+def components(count: int, ties: Sequence[tuple[torch.Tensor, ...]]) -> Ints:
+    """The component of each id in [0, count), tied by pairs of tensors of one shape; that of id 0 is 0."""
+    none = np.zeros(0, dtype=np.int64)
+    first, second = (np.concatenate([none, *(tie[side].numpy().ravel() for tie in ties)]) for side in (0, 1))
     graph = coo_matrix((np.ones(len(first), dtype=np.int8), (first, second)), shape=(count, count))
     _, labels = connected_components(graph, directed=False)
     return np.asarray(labels, dtype=np.int64)
@@ -359,9 +354,11 @@ def _occurrences(slots: tuple[Slot, ...], count: int) -> csr_matrix:
     return csr_matrix((np.ones(len(columns), dtype=np.int64), columns, starts), shape=(len(slots), count))
 
 
-def _group(slots: tuple[Slot, ...], frozen: Bools, reasons: dict[int, str]) -> tuple[Group, ...]:
+def _group(
+    slots: tuple[Slot, ...], slot_members: csr_matrix, frozen: Bools, reasons: dict[int, str]
+) -> tuple[Group, ...]:
     """Collect channels that occur in the same slots, in order of those slots."""
-    by_channel = _occurrences(slots, len(frozen)).T.tocsr()
+    by_channel = slot_members.T.tocsr()
     by_channel.sort_indices()
     hidden = np.zeros(len(frozen), dtype=np.bool_)
     hidden[[channel for channel, reason in reasons.items() if reason.startswith(NOT_A_CHANNEL)]] = True

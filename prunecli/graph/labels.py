@@ -159,7 +159,7 @@ class Book:
     """
 
     next_id: int = 1
-    ties: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    ties: list[tuple[Tensor, ...]] = field(default_factory=list)  # pairs, of one shape
     freezes: list[Freeze] = field(default_factory=list)
     blocks: list[Tensor] = field(default_factory=list)  # (rows, channels): equally many kept in each row
     filters: list[Tensor] = field(default_factory=list)  # those of the blocks that are groups of a convolution
@@ -194,11 +194,8 @@ class Book:
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Position by position, these are the same channel (broadcasting)."""
-        if first.shape == second.shape:
-            self.ties.append((first.reshape(-1), second.reshape(-1)))
-        else:
-            a, b = torch.broadcast_tensors(first, second)
-            self.ties.append((a.reshape(-1), b.reshape(-1)))
+        same = first.shape == second.shape
+        self.ties.append((first, second) if same else torch.broadcast_tensors(first, second))
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """None of these channels may be removed."""

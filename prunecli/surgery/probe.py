@@ -126,12 +126,12 @@ class _Sift:
     def bundles(self) -> list[Bundle]:
         """Groups that the cut touches; those that must keep equal counts come together."""
         touched = [g for g in self.channels.groups if not g.frozen and self.wish[g.channels].any()]
-        number_of = {int(c): number for number, group in enumerate(touched) for c in group.channels}
-        ties = [
-            torch.tensor(sorted({number_of[c] for c in rows.reshape(-1).tolist() if c in number_of}))
-            for rows in self.channels.blocks
-        ]
-        together = components(len(touched), [(t[:1].expand(len(t) - 1), t[1:]) for t in ties if len(t) > 1])
+        number_of = np.full(self.channels.count, -1)
+        for number, group in enumerate(touched):
+            number_of[group.channels] = number
+        met = (np.unique(number_of[rows]) for rows in self.channels.blocks)
+        ties = [torch.from_numpy(numbers[numbers >= 0]) for numbers in met]
+        together = components(len(touched), [torch.broadcast_tensors(t[:1], t) for t in ties])
         found: dict[int, Bundle] = {}
         for label, group in zip(together.tolist(), touched, strict=True):
             found.setdefault(label, []).append(group)

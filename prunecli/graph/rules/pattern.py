@@ -108,11 +108,9 @@ def _letter(
         return []
     aligned = {n: _shape_to_batch(book, label, refs[n][1]) for n, label in found}
     numbers = sorted(aligned)
-    for number in numbers[1:]:
-        book.tie(
-            _by_letters(aligned[numbers[0]], refs[numbers[0]][1], letter),
-            _by_letters(aligned[number], refs[number][1], letter),
-        )
+    first, *others = (_by_letters(aligned[number], refs[number][1], letter) for number in numbers)
+    for other in others:
+        book.tie(first, other)
     if letter in out:
         return [_to_output(aligned[numbers[0]], refs[numbers[0]][1], out, letter)]
     if len(numbers) == 2:
