@@ -18,8 +18,8 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "_model.")
 
 
-def find_state(payload: Any, key: str | None = None) -> tuple[State, list[str]]:
-    """The state dict inside a loaded file, and notes about the choice.
+def find_weights(payload: Any, key: str | None = None) -> tuple[Any, State, list[str]]:
+    """The module or state dict inside a loaded file, its tensors, and notes about the choice.
 
     Args:
         payload: what the file held.
@@ -29,10 +29,10 @@ def find_state(payload: Any, key: str | None = None) -> tuple[State, list[str]]:
         CheckpointError: nothing in it looks like weights, or `key` is not there.
     """
     if key is not None:
-        return _forced(payload, key), [f"weights from {key!r}"]
+        return *_forced(payload, key), [f"weights from {key!r}"]
     own = _as_state(payload)
     if own is not None:
-        return own, []
+        return payload, own, []
     found = dict(_candidates(payload))
     if not found:
         kind = type(payload).__name__
@@ -43,10 +43,10 @@ def find_state(payload: Any, key: str | None = None) -> tuple[State, list[str]]:
     if len(found) > 1:
         others = ", ".join(repr(k) for k in found if k != chosen)
         notes = [f"weights from {chosen!r}; the file also holds {others} (choose with --key)"]
-    return found[chosen], notes
+    return *found[chosen], notes
 
 
-def _forced(payload: Any, key: str) -> State:
+def _forced(payload: Any, key: str) -> tuple[Any, State]:
     value = payload
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
@@ -56,10 +56,10 @@ def _forced(payload: Any, key: str) -> State:
     state = _as_state(value)
     if state is None:
         raise CheckpointError(f"the entry {key!r} holds no weights")
-    return state
+    return value, state
 
 
-def _candidates(payload: Any) -> Iterator[tuple[str, State]]:
+def _candidates(payload: Any) -> Iterator[tuple[str, tuple[Any, State]]]:
     if not isinstance(payload, Mapping):
         return
     order = [k for k in (*_NESTS, *_AVERAGED) if k in payload]
@@ -67,7 +67,7 @@ def _candidates(payload: Any) -> Iterator[tuple[str, State]]:
     for key in order:
         state = _as_state(payload[key])
         if state is not None:
-            yield key, state
+            yield key, (payload[key], state)
             continue
         for deeper, inner in _candidates(payload[key]):
             yield f"{key}.{deeper}", inner

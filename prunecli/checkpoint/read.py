@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.checkpoint.names import State, find_state, plain_names, spellings, telling
+from prunecli.checkpoint.names import State, find_weights, plain_names, spellings, telling
 from prunecli.checkpoint.values import is_left_out, left_out
 from prunecli.errors import CheckpointError, UnsafeFileError
 
@@ -95,8 +95,8 @@ def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Ch
         raise CheckpointError(
             f"{path} is damaged or not what it seems ({kind.title}): {_brief(error)}", hint=_INTERRUPTED
         ) from error
-    module = payload if isinstance(payload, nn.Module) and not isinstance(payload, torch.jit.ScriptModule) else None
-    written, notes = find_state(payload, key)
+    entry, written, notes = find_weights(payload, key)
+    module = entry if isinstance(entry, nn.Module) and not isinstance(entry, torch.jit.ScriptModule) else None
     state, renamed = (written, []) if container is not None or module is not None else plain_names(written)
     return Checkpoint(path, kind.title, state, module, container, None, notes, written, renamed)
 

@@ -195,6 +195,17 @@ def test_code_is_refused_and_read_with_trust(name: str, tmp_path: Path) -> None:
     assert read(path, trust=True).state["weight"].shape == (3, 2)
 
 
+@pytest.mark.parametrize("key", [None, "model", "runs.best"])
+def test_a_module_beside_other_values_is_its_own_architecture(key: str | None, tmp_path: Path) -> None:
+    """As ultralytics saves it."""
+    small, large = nn.Linear(2, 3), nn.Linear(2, 5)
+    torch.save({"epoch": 1, "ema": None, "model": small, "runs": {"best": large}}, tmp_path / "m.pt")
+    with pytest.raises(UnsafeFileError, match="would import"):
+        read(tmp_path / "m.pt")
+    opened = open_model(str(tmp_path / "m.pt"), Opening(key=key, trust=True, inputs=(Argument((1, 2)),)))
+    assert opened.module(torch.ones(1, 2)).equal((large if key == "runs.best" else small)(torch.ones(1, 2)))
+
+
 VALUES: dict[str, object] = {
     "arguments": argparse.Namespace(lr=0.1, out=Path("runs"), dims=[1, 2]),
     "simple namespace": types.SimpleNamespace(a=1),
