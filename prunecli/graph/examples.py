@@ -1,15 +1,17 @@
-"""Inputs that show more of a model than zeros do."""
+"""Inputs that show more of a model than zeros do, and what it gives for them."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from prunecli.graph.rules.layout import LAYOUT
 from prunecli.graph.rules.pattern import PATTERNS
-from prunecli.graph.tape import Example, ForwardError, Op, Ref, Tape, record
+from prunecli.graph.tape import Example, ForwardError, Op, Ref, Tape, output_tensors, record
 
 _LOOKUPS = {name for name, (_, text) in PATTERNS.items() if text.startswith("v e ")}  # a vocabulary of embeddings
 _CARRIES = LAYOUT | {"aten." + name for name in ("clone", "alias", "detach", "_to_copy", "cat", "stack")}
@@ -27,6 +29,20 @@ def random_example(example: Example, seed: int, batch: int = 2) -> Example:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(tensor.dtype)
 
     return example.map(draw)
+
+
+@contextlib.contextmanager
+def same_draws(seed: int = 0) -> Iterator[None]:
+    """What a forward pass draws depends on the seed alone; the random state is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def outputs(module: nn.Module, example: Example, seed: int = 0) -> list[Tensor]:
+    """The tensors among a model's outputs; `seed` is that of what it draws, as autoencoders draw their latent."""
+    with torch.no_grad(), same_draws(seed):
+        return output_tensors(module(*example.args, **example.kwargs))
 
 
 def picking(module: nn.Module, example: Example, seed: int = 0) -> Example:

@@ -177,6 +177,8 @@ class Book:
     unknown: dict[str, int] = field(default_factory=dict)  # ops without a rule, and how often
     repeated: dict[int, Repeated] = field(default_factory=dict)  # by value
     routes: dict[Hashable, list[Route]] = field(default_factory=dict)  # of layout ops; many are alike
+    _frozen: set[int] = field(default_factory=set)  # ids in the first `_read` freezes
+    _read: int = 0
 
     def splits_off_heads(self, module: str, count: int) -> bool:
         """Whether a view into `count` parts in this module makes heads that go as a whole."""
@@ -200,6 +202,13 @@ class Book:
     def freeze(self, labels: Labels, reason: str) -> None:
         """None of these channels may be removed."""
         self.freezes.extend(Freeze(label.ids.reshape(-1), reason) for label in labels)
+
+    def is_frozen(self, label: Label) -> bool:
+        """Whether these channels themselves were frozen up to now; those that are tied to them may not be known yet."""
+        for freeze in self.freezes[self._read :]:
+            self._frozen.update(freeze.ids.tolist())
+        self._read = len(self.freezes)
+        return self._frozen.issuperset(label.ids.reshape(-1).tolist())
 
     def equal_counts(self, rows: Tensor) -> None:
         """Each row of ids must keep the same number of channels."""

@@ -115,7 +115,8 @@ class Tape:
     """All ops of one forward pass, and which values are parameters, buffers, inputs and outputs.
 
     `numbers` are the values that Python code made of one number: ``torch.tensor(x.shape[-1])``.
-    `needs_data` says that the model's Python looks at values, so that it cannot run on meta.
+    `needs_data` says that the model's Python looks at values, so that it cannot run on meta; `training` in which mode
+    it ran.
     """
 
     ops: list[Op] = field(default_factory=list)
@@ -125,6 +126,7 @@ class Tape:
     outputs: tuple[int, ...] = ()
     numbers: dict[int, complex] = field(default_factory=dict)
     needs_data: bool = False
+    training: bool = False
 
     def live_ops(self, *, unseen: bool = False) -> list[Op]:
         """Ops that the outputs depend on, and those that write into a tensor.
@@ -266,6 +268,7 @@ def _wants_data(error: ForwardError) -> bool:
 def _record(module: nn.Module, example: Example, train: bool) -> Tape:
     module.train(train)
     recorder = _Recorder(module)
+    recorder.tape.training = train
     for name, tensor in named_tensors(module):
         recorder.tape.params[name] = recorder.value_of(tensor)
     recorder.tape.inputs = tuple(recorder.value_of(tensor) for tensor in example.tensors())

@@ -18,8 +18,7 @@ from prunecli.checkpoint.write import write_tensors
 from prunecli.errors import VerificationError
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.copying import copied
-from prunecli.graph.examples import drawn
-from prunecli.graph.tape import output_tensors
+from prunecli.graph.examples import drawn, outputs
 from prunecli.inputs import to_json
 from prunecli.model import Model, Opening, assign, from_checkpoint
 from prunecli.ranks import rank
@@ -92,10 +91,7 @@ def _same_after_reload(model: Model, opened: Model) -> Callable[[Path], None]:
     def check(path: Path) -> None:
         reloaded = _reload(path, model, opened)
         example = drawn(model.module, model.example.to(dtype=model.dtype), seed=1)
-        with torch.no_grad():
-            expected, found = (
-                output_tensors(m.eval()(*example.args, **example.kwargs)) for m in (model.module, reloaded)
-            )
+        expected, found = (outputs(m.eval(), example) for m in (model.module, reloaded))
         if len(expected) != len(found) or not all(map(_identical, expected, found)):
             raise VerificationError("the file does not reload to the model that was written; nothing was written")
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import prunecli
 from prunecli.cost.latency import turns
+from prunecli.errors import VerificationError
 from prunecli.exporters.targets import onnx_session
 from prunecli.graph.tape import Example
 from prunecli.recipe.load import load
@@ -112,3 +113,27 @@ def test_where_no_batch_size_is_free_the_file_has_one(suffix: str, tmp_path: Pat
     assert "a batch of 1 only" in " ".join(fixed.notes) or suffix == ".pt2"  # which holds symbols
     assert fixed.max_abs_error < 1e-5
     assert free.notes == []
+
+
+class Latent(nn.Module):
+    """An autoencoder that draws its latent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.back = nn.Linear(6, 3), nn.Linear(3, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = self.mean(x)
+        return self.back(mean + torch.randn_like(mean))
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".ts"])
+def test_what_is_drawn_is_the_same_where_torch_draws_it(suffix: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path, takes = tmp_path / f"m{suffix}", prunecli.Opening.like(torch.zeros(1, 6))
+    if suffix != ".onnx":
+        assert prunecli.export(Latent(), path, takes).max_abs_error < 1e-6
+        return
+    with pytest.raises(VerificationError, match="let them be an input"):
+        prunecli.export(Latent(), path, takes)
+    assert not path.exists()

@@ -164,6 +164,36 @@ def test_other_heads_of_what_is_left_are_noticed() -> None:
     assert compare(masked(module, whole, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
 
 
+class Forecaster(nn.Module):
+    """Series whose embedding is padded in a circle, as in Informer: blank positions, a batch included, are written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv1d(3, 16, 3, padding=1, padding_mode="circular")
+        self.places = nn.Parameter(torch.randn(1, 6, 16))
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+        self.n_heads, self.last = 4, nn.Linear(16, 2)
+
+    def forward(self, series: torch.Tensor) -> torch.Tensor:
+        x = self.embed(series).transpose(1, 2) + self.places
+        n, length, _ = x.shape
+        q, k, v = (layer(x).view(n, length, self.n_heads, -1) for layer in (self.q, self.k, self.v))
+        scores = torch.einsum("blhe,bshe->bhls", q, k) / q.shape[-1] ** 0.5
+        mixed = torch.einsum("bhls,bshd->blhd", scores.softmax(-1), v)
+        return self.last(x + self.o(mixed.reshape(n, length, -1)))
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_batch_that_was_written_into_blanks_is_nobodys_channel(batch: int) -> None:
+    module, example = Forecaster().double().eval(), Example((torch.randn(batch, 3, 6).double(),))
+    channels = survey(module, example)
+    removed = halves(channels)
+    smaller, _ = cut(module, channels, removed)
+    assert smaller.n_heads == 2
+    assert smaller.q.out_features == smaller.v.out_features == 8
+    assert compare(masked(module, channels, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
+
+
 def test_attributes_change_only_where_they_hold_the_old_size() -> None:
     module = nn.Module()
     module.num_heads, module.head_dim, module.all_head_size, module.hidden_size = 4, 8, 32, 64

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import random
+
 import pytest
 import torch
 from torch import nn
@@ -15,12 +18,20 @@ EXAMPLE = random_example(Example((torch.zeros(1, 4, dtype=torch.float64),)), 0)
 
 
 class Noisy(nn.Module):
-    def __init__(self) -> None:
+    """One that draws as many numbers as it has channels."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(4, 2)
+        self.first, self.last = nn.Linear(4, width), nn.Linear(width, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x + torch.randn_like(x))
+        x = self.first(x)
+        return self.last(x + torch.randn_like(x))
+
+
+class Dice(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * random.random()
 
 
 def test_another_model_is_refused() -> None:
@@ -28,9 +39,16 @@ def test_another_model_is_refused() -> None:
         verify(nn.Linear(4, 2).double(), nn.Linear(4, 2).double(), [EXAMPLE])
 
 
-def test_random_outputs_are_named() -> None:
+def test_what_torch_draws_is_the_same_for_both() -> None:
+    module, state = Noisy(3).double(), torch.get_rng_state()
+    assert verify(module, copy.deepcopy(module), [EXAMPLE]).max_abs_error == 0
+    assert torch.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize(("first", "second"), [(Noisy(4), Noisy(3)), (Dice(), Dice())])
+def test_random_outputs_are_named(first: nn.Module, second: nn.Module) -> None:
     with pytest.raises(VerificationError, match="other outputs for the same input"):
-        verify(Noisy().double(), Noisy().double(), [EXAMPLE])
+        verify(first.double(), second.double(), [EXAMPLE])
 
 
 def test_weights_that_are_not_finite_are_named() -> None:

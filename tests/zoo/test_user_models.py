@@ -21,7 +21,7 @@ EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
 WHOLE = {
     "LiteralView", "Gathered", "ChannelAttention", "InPlaceSlices", "PlainList", "Wavy",
     "MultiHead", "DictOutput", "EncoderLayer", "LiteralGroups", "LiteralSplit", "LiteralParts",
-    "ExpandedByNumber", "CountedChannels", "CountedLater",
+    "ExpandedByNumber", "CountedChannels", "CountedLater", "Noisy", "AlwaysDropped", "DroppedPlanes",
 }  # fmt: skip
 
 

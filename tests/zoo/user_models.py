@@ -1036,3 +1036,39 @@ class SpectralHooks(Base):
 
     def middle(self, x: Tensor) -> Tensor:
         return self.back(self.conv(x).relu())
+
+
+@model
+class Drawn(Base):
+    """A latent that is drawn, as in a variational autoencoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean, self.spread, self.back = nn.Linear(16, 6), nn.Linear(16, 6), nn.Linear(6, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x.mean((2, 3))
+        mean, spread = self.mean(x), self.spread(x)
+        return self.back(mean + torch.randn_like(mean) * (spread / 2).exp()).relu()
+
+
+@model
+class Noisy(Base):
+    """What is drawn for each channel is another number where there are fewer."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x + 0.1 * torch.randn_like(x)
+
+
+@model
+class AlwaysDropped(Base):
+    """Dropout that stays on (Monte Carlo)."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.2, training=True)
+
+
+@model
+class DroppedPlanes(Base):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.dropout2d(x, 0.2, training=True)

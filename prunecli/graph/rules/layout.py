@@ -138,12 +138,15 @@ def _bounds(call: Call, size: int) -> list[int]:
 
 
 def _one_per_axis(call: Call, book: Book, labels: list[Label]) -> Labels:
-    """Where dims become one, the outer one keeps its channels; the others stay as they are."""
-    first: dict[int, Label] = {}
+    """Where dims become one, the outer one that may lose channels keeps them; the others stay as they are."""
+    by_axis: dict[int, list[Label]] = {}
     for label in labels:
-        if first.setdefault(label.axis, label) is not label:
-            book.freeze((label,), f"two channel dims become one at {call.op.where}")
-    return tuple(first.values())
+        by_axis.setdefault(label.axis, []).append(label)
+    for found in by_axis.values():
+        if len(found) > 1:
+            found.sort(key=book.is_frozen)
+            book.freeze(tuple(found[1:]), f"two channel dims become one at {call.op.where}")
+    return tuple(found[0] for found in by_axis.values())
 
 
 @rule("aten::index")

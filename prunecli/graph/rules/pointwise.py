@@ -12,11 +12,12 @@ ELEMENTWISE = {
     "aten." + name
     for name in (
         "alias", "detach", "clone", "contiguous", "lift_fresh", "fill_", "zero_", "copy_", "_to_copy", "zeros_like",
-        "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "bernoulli", "bernoulli_", "native_dropout",
-        "rrelu_with_noise", "hardswish", "hardswish_", "log_sigmoid_forward", "complex",
+        "ones_like", "full_like", "empty_like", "hardswish", "hardswish_", "log_sigmoid_forward", "complex",
+        "rrelu_with_noise",
         "fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
     )
 }  # fmt: skip
+DRAWS = {"aten." + name for name in ("rand_like", "randn_like", "bernoulli", "bernoulli_", "native_dropout")}
 
 
 def pointwise(call: Call, book: Book) -> list[Labels]:
@@ -44,4 +45,12 @@ def _fits(call: Call, book: Book, ref: Ref, label: Label, ndim: int) -> bool:
     return axis < 0 or shape[axis] == 1 or repetition.shares(call, book, ref, label, axis)
 
 
-RULES |= dict.fromkeys(ELEMENTWISE, pointwise)
+def draws(call: Call, book: Book) -> list[Labels]:
+    """Random numbers for each position: in eval mode, fewer channels would get others than they had."""
+    outputs = pointwise(call, book)
+    if not call.tape.training:
+        book.freeze(sum(outputs, ()), f"random numbers are drawn at {call.op.where}")
+    return outputs
+
+
+RULES |= dict.fromkeys(ELEMENTWISE, pointwise) | dict.fromkeys(DRAWS, draws)
