@@ -20,8 +20,9 @@ from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import drawn, outputs
 from prunecli.inputs import to_json
-from prunecli.model import Model, Opening, assign, from_checkpoint
+from prunecli.model import Model, Opening, from_checkpoint
 from prunecli.ranks import rank
+from prunecli.surgery.assign import assign
 
 
 @dataclass(frozen=True)

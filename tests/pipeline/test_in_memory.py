@@ -94,6 +94,9 @@ def test_nothing_to_cut_fills_it_with_the_same_numbers(tmp_path: Path) -> None:
     module = network().eval()
     torch.save(module.state_dict(), tmp_path / "m.pt")
     torch.testing.assert_close(outputs(prunecli.load(tmp_path / "m.pt", into=network(1))), outputs(module))
+    torch.save({"model": module}, tmp_path / "whole.pt")
+    filled = prunecli.load(tmp_path / "whole.pt", into=network(2), trust=True)
+    torch.testing.assert_close(outputs(filled), outputs(module))
 
 
 @pytest.mark.parametrize("from_file", [False, True])
