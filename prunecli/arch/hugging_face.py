@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from prunecli.checkpoint.read import weight_files
 from prunecli.errors import ArchError
 from prunecli.inputs import Argument, Inputs
 
@@ -63,9 +64,14 @@ class Configured:
             ArchError: as `build`, or weights are missing, which transformers would fill with random numbers.
         """
         kind = self._kind
+        safetensors = any(file.suffix == ".safetensors" for file in weight_files(self.path))
         try:
             module, found = kind.from_pretrained(
-                str(self.path), use_safetensors=True, local_files_only=True, output_loading_info=True
+                str(self.path),
+                use_safetensors=safetensors,
+                weights_only=True,
+                local_files_only=True,
+                output_loading_info=True,
             )
         except Exception as error:
             raise ArchError(f"{self}: {error}") from error

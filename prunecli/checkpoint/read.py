@@ -113,10 +113,17 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The file itself, or those of a Hugging Face folder that hold its weights."""
+    if not path.is_dir():
+        return [path]
+    return sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file (of a folder's weights, names included)."""
     digest = hashlib.sha256()
-    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+    for file in weight_files(path):
         with file.open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
@@ -241,14 +248,20 @@ def _check_header(path: Path) -> None:
 
 
 def _read_folder(path: Path) -> Checkpoint:
-    """A Hugging Face folder: ``config.json`` and safetensors, one file or several."""
+    """A Hugging Face folder: ``config.json`` and its weights, in one file or several."""
     config_file = path / "config.json"
-    files = sorted(path.glob("*.safetensors"))
+    files = weight_files(path)
     if not config_file.is_file() or not files:
-        raise CheckpointError(f"{path} is a folder without config.json and *.safetensors", hint="give the file itself")
+        raise CheckpointError(
+            f"{path} is a folder without config.json and *.safetensors (or pytorch_model*.bin)",
+            hint="give the file itself",
+        )
     state: State = {}
     for file in files:
-        state |= _load_safetensors(file, False)[0]
+        try:
+            state |= read(file).written
+        except UnsafeFileError as error:
+            raise UnsafeFileError(error.problem, hint="where you trust it, convert it to safetensors") from None
     try:
         config = json.loads(config_file.read_text())
     except ValueError as error:

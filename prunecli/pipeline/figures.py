@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunecli.checkpoint.read import weight_files
 from prunecli.cost.measure import fvcore_flops
 from prunecli.facts import Figures
 from prunecli.model import Model
@@ -47,4 +48,4 @@ def source_bytes(model: Model) -> int:
 
 def path_bytes(path: Path) -> int:
     """Size of a file, or of the weights in a folder."""
-    return sum(f.stat().st_size for f in path.glob("*.safetensors")) if path.is_dir() else path.stat().st_size
+    return sum(file.stat().st_size for file in weight_files(path))

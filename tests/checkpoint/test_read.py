@@ -292,17 +292,27 @@ def test_flipped_bytes_never_crash(state: State, tmp_path: Path) -> None:
             read(tmp_path / "damaged")
 
 
-def test_a_hugging_face_folder(tmp_path: Path, state: State) -> None:
+@pytest.mark.parametrize(("save", "suffix"), [(save_safetensors, ".safetensors"), (torch.save, ".bin")])
+def test_a_hugging_face_folder(save: Callable[[State, Path], None], suffix: str, tmp_path: Path, state: State) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["ResNetForImageClassification"]}')
     half = len(state) // 2
     for number, names in enumerate((list(state)[:half], list(state)[half:])):
-        save_safetensors({n: state[n] for n in names}, tmp_path / f"model-{number}.safetensors")
+        save({n: state[n] for n in names}, tmp_path / f"pytorch_model-{number}{suffix}")
     found = read(tmp_path)
     assert found.state.keys() == state.keys()
     assert found.config == {"architectures": ["ResNetForImageClassification"]}
 
 
-def test_a_hugging_face_folder_is_a_model(tmp_path: Path) -> None:
+def test_a_hugging_face_folder_that_executes_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    torch.save({"weight": torch.ones(2), "more": Exploit(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UnsafeFileError, match="would import"):
+        read(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_hugging_face_folder_is_a_model(pickled: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="the hf extra is not installed")
     from prunecli.model import open_model
 
@@ -311,6 +321,9 @@ def test_a_hugging_face_folder_is_a_model(tmp_path: Path) -> None:
     )
     saved = transformers.ViTForImageClassification(config).eval()
     saved.save_pretrained(tmp_path)
+    if pickled:
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(saved.state_dict(), tmp_path / "pytorch_model.bin")
     opened = open_model(str(tmp_path))
     assert opened.inputs == (Argument((1, 3, 32, 32)),)
     images = torch.randn(2, 3, 32, 32)
