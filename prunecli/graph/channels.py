@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Normed, Pad, Read, Split, Told, along
+from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Normed, Pad, Read, Split, Told, Views, along
 from prunecli.graph.rules import apply
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
 from prunecli.graph.rules.layout import LAYOUT
@@ -22,6 +22,7 @@ from prunecli.graph.tape import Example, Tape, record
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Dims = tuple[int, ...]
+HEADS_GET_NARROWER = Views()
 
 
 def _swapped(dims: Dims, first: int, second: int) -> Dims:
@@ -216,22 +217,20 @@ def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> 
 def trace(
     module: nn.Module,
     example: Example,
-    whole: Mapping[str, frozenset[int]] | None = None,
-    numbered: frozenset[str] = frozenset(),
+    views: Views = HEADS_GET_NARROWER,
     *,
     through_norms: bool = False,
 ) -> Channels:
     """Find the channels of a model. The model is not changed and not run on its own device.
 
     With `through_norms`, channels may go that a layer norm or a mean runs over.
-    In the modules named in `whole`, attention heads go as a whole, elsewhere every head gets narrower; those named in
-    `numbered` hold sizes as numbers (see `Book`).
+    `views` says how views are read that make several dims of one channel dim.
 
     Where the forward pass in eval mode leaves parameters unused (auxiliary heads), a pass in training mode
     adds its ties, so that the cut model can still be trained.
     """
     tape = record(module, example)
-    book = Book(whole=whole or {}, numbered=numbered, through_norms=through_norms)
+    book = Book(views=views, through_norms=through_norms)
     slots = label_parameters(tape, book)
     labels = walk(tape, slots, book)
     used = tape.used_params()
@@ -245,23 +244,30 @@ def trace(
     return connect(tape, slots, labels, book)
 
 
-def holders(module: nn.Module, told: Told) -> list[tuple[str, str, int | None]]:
-    """The attributes that may hold told sizes: path of the module, name, and which size, None for all in a row.
+def holders(module: nn.Module, told: Told) -> list[tuple[str, str, int | slice]]:
+    """The attributes that may hold told sizes: path of the module, name, and which size or sizes in a row.
 
     A size by itself may be held by the modules inside as well, torch's own excepted, which know of none.
     """
     owner = module.get_submodule(told.module)
-    rows: list[tuple[str, str, int | None]] = [
-        (told.module, name, None)
-        for name, value in vars(owner).items()
-        if type(value) in (tuple, list) and all(type(n) is int for n in value) and tuple(value) == told.sizes
-    ]
+    rows: list[tuple[str, str, int | slice]] = []
+    for name, value in vars(owner).items():
+        if isinstance(value, tuple | list) and all(type(n) is int for n in value):
+            rows += [(told.module, name, run) for run in _runs(told.sizes, tuple(value))[-1:]]
     if not told.one_by_one:
         return rows
     places = {size: place for place, size in enumerate(told.sizes) if size > 1 and told.ids[place] is not None}
     parts = ((p, m) for p, m in owner.named_modules(prefix=told.module) if not type(m).__module__.startswith("torch."))
     numbers = ((p, name, value) for p, m in parts for name, value in vars(m).items() if type(value) is int)
     return [*rows, *((path, name, places[value]) for path, name, value in numbers if value in places)]
+
+
+def _runs(sizes: tuple[int, ...], part: tuple[int, ...]) -> list[slice]:
+    """Where sizes hold others in a row; one size alone says too little."""
+    if len(part) < min(2, len(sizes)):
+        return []
+    runs = (slice(start, start + len(part)) for start in range(len(sizes) - len(part) + 1))
+    return [run for run in runs if sizes[run] == part]
 
 
 def _freeze_literals(module: nn.Module, book: Book) -> None:
@@ -285,7 +291,7 @@ def _share_numbers(module: nn.Module, book: Book) -> None:
     held: dict[tuple[str, str], list[torch.Tensor]] = {}
     for told in (told for told in book.told if told.one_by_one):
         for path, name, place in holders(module, told):
-            ids = None if place is None else told.ids[place]
+            ids = None if isinstance(place, slice) else told.ids[place]
             if ids is not None:
                 held.setdefault((path, name), []).append(ids.reshape(1, -1))
     for rows in held.values():

@@ -108,10 +108,38 @@ class Told:
 
 @dataclass(frozen=True)
 class Split:
-    """A view that makes two dims of one channel dim: (heads, width) of an attention, say. `ids` has that shape."""
+    """A view that makes several dims of one channel dim.
+
+    Attributes:
+        module: in which it does.
+        ids: (heads, width) of an attention, say; (channels, places) where an image is made of a vector.
+        dims: how many dims it makes.
+    """
 
     module: str
     ids: Tensor
+    dims: int
+
+
+@dataclass(frozen=True)
+class Views:
+    """How a view is read that makes several dims of one channel dim; without a word every head gets narrower.
+
+    Attributes:
+        heads: modules in which attention heads go as a whole, with the numbers of heads that a view there may split
+            off (any, where none is given).
+        images: modules in which a view makes an image of a vector: all places of a channel go together.
+        numbered: modules whose attributes hold single sizes that a view or a split there is told.
+    """
+
+    heads: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    images: frozenset[str] = frozenset()
+    numbered: frozenset[str] = frozenset()
+
+    def splits_off_heads(self, module: str, count: int) -> bool:
+        """Whether a view into `count` parts in this module makes heads that go as a whole."""
+        numbers = self.heads.get(module)
+        return numbers is not None and (not numbers or any(count % number == 0 for number in numbers))
 
 
 @dataclass(frozen=True)
@@ -151,11 +179,6 @@ class Book:
     """What the rules find out while they walk the tape.
 
     `through_norms` lets channels go that a layer norm, a standardisation of weights or a mean runs over.
-
-    `whole` names modules in which attention heads go as a whole, with the numbers of heads that a view there may
-    split off (any, where none is given); elsewhere every head gets narrower.
-
-    `numbered` names modules whose attributes hold single sizes that a view or a split there is told.
     """
 
     next_id: int = 1
@@ -164,8 +187,7 @@ class Book:
     blocks: list[Tensor] = field(default_factory=list)  # (rows, channels): equally many kept in each row
     filters: list[Tensor] = field(default_factory=list)  # those of the blocks that are groups of a convolution
     aligned: list[Tensor] = field(default_factory=list)  # (rows, channels): a kernel wants multiples of each row
-    whole: Mapping[str, frozenset[int]] = field(default_factory=dict)
-    numbered: frozenset[str] = frozenset()
+    views: Views = field(default_factory=Views)
     through_norms: bool = False
     mixed: list[Mixed] = field(default_factory=list)
     normed: list[Normed] = field(default_factory=list)
@@ -180,14 +202,9 @@ class Book:
     _frozen: set[int] = field(default_factory=set)  # ids in the first `_read` freezes
     _read: int = 0
 
-    def splits_off_heads(self, module: str, count: int) -> bool:
-        """Whether a view into `count` parts in this module makes heads that go as a whole."""
-        numbers = self.whole.get(module)
-        return numbers is not None and (not numbers or any(count % number == 0 for number in numbers))
-
     def tell(self, module: str, sizes: Sequence[int], ids: Sequence[Tensor | None], reason: str = "") -> None:
         """An op in this module is told these sizes."""
-        self.told.append(Told(module, tuple(sizes), tuple(ids), reason, bool(reason) or module in self.numbered))
+        self.told.append(Told(module, tuple(sizes), tuple(ids), reason, bool(reason) or module in self.views.numbered))
 
     def fresh(self, count: int) -> Tensor:
         """New ids, (count,)."""

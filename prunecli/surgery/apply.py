@@ -103,9 +103,9 @@ def _told_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[s
         after = [size if ids is None or size < 0 else int((~removed[channels.of(ids)]).sum()) for size, ids in pairs]
         if tuple(after) == told.sizes:
             continue
-        for path, name, number in holders(module, told):
-            if number is None or after[number] != told.sizes[number]:
-                changed.setdefault(path, {})[name] = after if number is None else after[number]
+        for path, name, place in holders(module, told):
+            if after[place] != [*told.sizes][place]:
+                changed.setdefault(path, {})[name] = after[place]
     return changed
 
 

@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Group, components, holders, trace
 from prunecli.graph.garbage import uncollected
-from prunecli.graph.labels import Split
+from prunecli.graph.labels import Split, Views
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import submodules
 from prunecli.surgery.fix import head_numbers
@@ -21,17 +22,41 @@ from prunecli.surgery.plan import repair
 from prunecli.surgery.trial import Trouble, trial
 
 Restrict = Callable[[Channels], Channels]
-Heads = dict[str, frozenset[int]]  # modules whose attention heads go as a whole, and how many they may have
 
 
-def only_whole(module: nn.Module) -> Heads:
-    """Torch's own attention: its scale follows from the width of a head, so that heads cannot get narrower."""
-    return {p: head_numbers(m) for p, m in submodules(module) if isinstance(m, nn.MultiheadAttention)}
+def as_written(module: nn.Module) -> Views:
+    """Heads get narrower, but of torch's own attention, whose scale follows from the width of a head."""
+    return Views({p: head_numbers(m) for p, m in submodules(module) if isinstance(m, nn.MultiheadAttention)})
 
 
-def whole_as_well(module: nn.Module, splits: Iterable[Split]) -> Heads:
-    """The modules that split channels into heads, which may go as a whole instead."""
-    return {split.module: head_numbers(module.get_submodule(split.module)) for split in splits}
+def with_whole_heads(module: nn.Module, views: Views, splits: Iterable[Split]) -> Views:
+    """The same, but the modules of these splits lose heads as a whole."""
+    heads = {split.module: head_numbers(module.get_submodule(split.module)) for split in splits}
+    return replace(views, heads={**heads, **views.heads})
+
+
+def with_images(views: Views, splits: Iterable[Split]) -> Views:
+    """The same, but those of these splits that make more than two dims make images."""
+    return replace(views, images=views.images | {split.module for split in splits if split.dims > 2})
+
+
+def stuck(channels: Channels) -> list[Split]:
+    """Splits of which nothing can go."""
+    return [split for split in channels.splits if channels.frozen[channels.of(split.ids)].all()]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """What may go where views are read in some way, and the modules whose numbers do not fit then."""
+
+    views: Views
+    channels: Channels
+    misfits: frozenset[str]
+
+    @property
+    def free(self) -> int:
+        """How many rows and columns of parameters can go."""
+        return sum(int((~self.channels.frozen[slot.channels]).sum()) for slot in self.channels.slots)
 
 
 @uncollected()
@@ -44,8 +69,8 @@ def survey(
 ) -> Channels:
     """The channels of a model, with what breaks it frozen.
 
-    Attention whose heads cannot get narrower is tried again with heads that go as a whole, and modules that say a size
-    which no longer fits with an attribute that follows.
+    Views that make several dims of a channel dim are read again where nothing can go: as heads that go as a whole, as
+    images; and modules that say a size which no longer fits with an attribute that follows.
 
     Args:
         module: stays as it is.
@@ -54,21 +79,20 @@ def survey(
         through_norms: let channels go that a layer norm or a mean runs over.
     """
 
-    def attempt(whole: Heads, numbered: frozenset[str] = frozenset()) -> tuple[Channels, frozenset[str]]:
-        traced = restrict(trace(module, example, whole, numbered, through_norms=through_norms))
+    def attempt(views: Views) -> _Attempt:
+        traced = restrict(trace(module, example, views, through_norms=through_norms))
         found = settle(module, example, traced)
-        return found, misfits(module, found, found.frozen & ~traced.frozen)
+        return _Attempt(views, found, misfits(module, found, found.frozen & ~traced.frozen))
 
-    whole = only_whole(module)
-    channels, misfit = attempt(whole)
-    tries, found = [(whole, misfit)], [channels]
-    stuck = whole_as_well(module, [s for s in channels.splits if channels.frozen[channels.of(s.ids)].all()])
-    if not stuck.keys() <= whole.keys():
-        other, misfit = attempt(whole | stuck)
-        tries.append((whole | stuck, misfit))
-        found.append(other)
-    found += [attempt(heads, numbered)[0] for heads, numbered in tries if numbered]
-    return max(found, key=_free)
+    best = attempt(as_written(module))
+    tries = [best]
+    for widened in (partial(with_whole_heads, module), with_images):
+        views = widened(best.views, stuck(best.channels))
+        if views != best.views:
+            tries.append(attempt(views))
+            best = max(tries, key=lambda found: found.free)
+    tries += [attempt(replace(known.views, numbered=known.misfits)) for known in tries if known.misfits]
+    return max(tries, key=lambda found: found.free).channels
 
 
 def misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[str]:
@@ -79,11 +103,6 @@ def misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[s
         for told in suspects
         if any(broken[channels.of(ids)].any() for ids in told.ids if ids is not None) and holders(module, told)
     )
-
-
-def _free(channels: Channels) -> int:
-    """How many rows and columns of parameters can go."""
-    return sum(int((~channels.frozen[slot.channels]).sum()) for slot in channels.slots)
 
 
 def settle(module: nn.Module, example: Example, channels: Channels, removed: Bools | None = None) -> Channels:

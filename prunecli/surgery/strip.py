@@ -31,7 +31,7 @@ from prunecli.surgery.border import Bordered, border, may_border
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.pace import computed, pays
 from prunecli.surgery.plan import repair
-from prunecli.surgery.probe import Restrict, misfits, only_whole, settle, whole_as_well
+from prunecli.surgery.probe import Restrict, as_written, misfits, settle, stuck, with_images, with_whole_heads
 
 Floats = NDArray[np.float64]
 Replace = dict[str, Tensor]  # tensors in place of the model's own
@@ -90,12 +90,11 @@ def _dead(
 ) -> tuple[Channels, Bools, Replace] | None:
     """Channels that do not matter, None where there are none.
 
-    Those of narrower heads, or else heads as a whole and sizes that attributes hold.
+    Those of narrower heads, or else heads as a whole, images, and sizes that attributes hold.
     """
-    ways = only_whole(module), frozenset[str]()
+    views = as_written(module)
     while True:
-        whole, numbered = ways
-        traced = channels = restrict(trace(module, example, whole, numbered))
+        traced = channels = restrict(trace(module, example, views))
         removed, tensors = _plan(module, channels, borders)
         while removed.any() and (settled := settle(module, example, channels, removed)) is not channels:
             channels = settled
@@ -103,9 +102,13 @@ def _dead(
         if removed.any():
             return channels, removed, tensors
         misfit = misfits(module, channels, channels.frozen & ~traced.frozen)
-        ways = whole_as_well(module, channels.splits) | whole, numbered | misfit
-        if ways == (whole, numbered):
+        wider = with_whole_heads(module, views, channels.splits)
+        if wider == views:
+            wider = with_images(views, stuck(channels))
+        wider = replace(wider, numbered=views.numbered | misfit)
+        if wider == views:
             return None
+        views = wider
 
 
 def _plan(module: nn.Module, channels: Channels, borders: Borders) -> tuple[Bools, Replace]:

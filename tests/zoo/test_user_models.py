@@ -87,6 +87,8 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
      ("TwoSided", ("first.weight[0]", "second.weight[0]", "both.weight[0]")), ("Packed", ("lstm.weight_hh_l0[1]",)),
      ("NormedStack", ("first.parametrizations.weight.original1[0]", "up.parametrizations.weight.original1[1]")),
      ("CrossAttention", ("attention.q_proj_weight[0]", "keys.weight[0]", "values.weight[0]")),
+     ("ImageOfAVector", ("fc.weight[0]",)), ("ImageByShape", ("fc.weight[0]",)), ("ImageByWidth", ("fc.weight[0]",)),
+     ("ImageByUnflatten", ("fc.weight[0]",)),
      ("Experts", tuple(f"experts.{number}.0.weight[0]" for number in range(4)))],
 )  # fmt: skip
 def test_inner_channels_can_be_pruned(name: str, tensors: tuple[str, ...]) -> None:
@@ -119,6 +121,16 @@ def test_strip_is_exact(name: str, share: float) -> None:
     result = strip(module, EXAMPLE)
     tests = [random_example(EXAMPLE, 0), random_example(EXAMPLE, 1, batch=3)]
     assert compare(module, result.module, tests, torch.float64).max_rel_error <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["ImageOfAVector", "ImageByShape", "ImageByWidth", "ImageByUnflatten"])
+def test_dead_channels_of_an_image_that_was_a_vector(name: str) -> None:
+    module = built(name)
+    for parameter in module.fc.parameters():
+        parameter.data.unflatten(0, (12, 4))[[0, 3, 5]] = 0
+    result = strip(module, EXAMPLE)
+    assert compare(module, result.module, [random_example(EXAMPLE, 0)], torch.float64).max_rel_error <= 1e-12
+    assert result.module.up.in_channels == 9
 
 
 def test_dead_channels_where_an_attribute_holds_the_width() -> None:

@@ -1072,3 +1072,37 @@ class AlwaysDropped(Base):
 class DroppedPlanes(Base):
     def middle(self, x: Tensor) -> Tensor:
         return F.dropout2d(x, 0.2, training=True)
+
+
+@model
+class ImageOfAVector(Base):
+    """A vector that becomes an image, as in generators and decoders."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.fc, self.up = nn.Linear(16, 12 * 4), nn.ConvTranspose2d(12, 8, 3, stride=2)
+        self.width, self.shape, self.unflatten = 12, (12, 2, 2), nn.Unflatten(1, (12, 2, 2))
+
+    def image(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1, 2, 2)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.up(self.image(self.fc(x.mean((2, 3)))))
+
+
+@model
+class ImageByShape(ImageOfAVector):
+    def image(self, x: Tensor) -> Tensor:
+        return x.view(-1, *self.shape)
+
+
+@model
+class ImageByWidth(ImageOfAVector):
+    def image(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, self.width, 2, 2)
+
+
+@model
+class ImageByUnflatten(ImageOfAVector):
+    def image(self, x: Tensor) -> Tensor:
+        return self.unflatten(x)

@@ -77,24 +77,26 @@ def _routes(call: Call, book: Book, label: Label, source: Ref) -> list[Route]:
 
 
 def _split(call: Call, book: Book, label: Label, axes: list[int]) -> Label:
-    """Where a view splits the axis into heads and their width, one of the two is what gets shorter."""
+    """Where a view splits the axis into heads and their width, one of the two is what gets shorter.
+
+    Of an image it is the channels, which lie outermost.
+    """
     if len(axes) < 2 or call.op.name not in RESHAPES:
         return compact(label.ids, label.axis)
     if call.op.name == "aten.pixel_shuffle":
         return _as_a_whole(book, label, axes[0], axes[1:])
-    heads, width = axes[-2:]
-    ids = label.ids.movedim((heads, width), (-2, -1))
-    split = Split(call.op.module, ids.reshape(-1, *ids.shape[-2:])[0])
-    whole = book.splits_off_heads(call.op.module, len(split.ids))
+    image = call.op.module in book.views.images
+    heads, *width = axes if image else axes[-2:]
+    ids = label.ids.movedim((heads, *width), tuple(range(-1 - len(width), 0))).flatten(-len(width))
+    split = Split(call.op.module, ids.reshape(-1, *ids.shape[-2:])[0], len(axes))
+    whole = image or book.views.splits_off_heads(call.op.module, len(split.ids))
     if not whole:
         for other in book.splits:  # queries, keys and values: a module knows one width
             if other.module == split.module and other.ids.shape[1] == split.ids.shape[1]:
                 book.equal_counts(torch.cat([other.ids, split.ids]))
                 break
     book.splits.append(split)
-    if not whole:
-        return compact(label.ids, width)
-    return _as_a_whole(book, label, heads, [width])
+    return _as_a_whole(book, label, heads, width) if whole else compact(label.ids, axes[-1])
 
 
 def _as_a_whole(book: Book, label: Label, axis: int, within: list[int]) -> Label:
