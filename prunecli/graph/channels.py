@@ -253,7 +253,7 @@ def holders(module: nn.Module, told: Told) -> list[tuple[str, str, int | slice]]
     rows: list[tuple[str, str, int | slice]] = []
     for name, value in vars(owner).items():
         if isinstance(value, tuple | list) and all(type(n) is int for n in value):
-            rows += [(told.module, name, run) for run in _runs(told.sizes, tuple(value))[-1:]]
+            rows += [(told.module, name, run) for run in _runs(told, tuple(value))[-1:]]
     if not told.one_by_one:
         return rows
     places = {size: place for place, size in enumerate(told.sizes) if size > 1 and told.ids[place] is not None}
@@ -262,12 +262,12 @@ def holders(module: nn.Module, told: Told) -> list[tuple[str, str, int | slice]]
     return [*rows, *((path, name, places[value]) for path, name, value in numbers if value in places)]
 
 
-def _runs(sizes: tuple[int, ...], part: tuple[int, ...]) -> list[slice]:
-    """Where sizes hold others in a row; one size alone says too little."""
-    if len(part) < min(2, len(sizes)):
+def _runs(told: Told, part: tuple[int, ...]) -> list[slice]:
+    """Where told sizes, one of channels among them, are these in a row; one size alone says too little."""
+    if len(part) < min(2, len(told.sizes)):
         return []
-    runs = (slice(start, start + len(part)) for start in range(len(sizes) - len(part) + 1))
-    return [run for run in runs if sizes[run] == part]
+    runs = (slice(start, start + len(part)) for start in range(len(told.sizes) - len(part) + 1))
+    return [run for run in runs if told.sizes[run] == part and any(ids is not None for ids in told.ids[run])]
 
 
 def _freeze_literals(module: nn.Module, book: Book) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class Book:
     unknown: dict[str, int] = field(default_factory=dict)  # ops without a rule, and how often
     repeated: dict[int, Repeated] = field(default_factory=dict)  # by value
     routes: dict[Hashable, list[Route]] = field(default_factory=dict)  # of layout ops; many are alike
-    _frozen: set[int] = field(default_factory=set)  # ids in the first `_read` freezes
+    _frozen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))  # by the first `_read` freezes
     _read: int = 0
 
     def tell(self, module: str, sizes: Sequence[int], ids: Sequence[Tensor | None], reason: str = "") -> None:
@@ -222,10 +223,11 @@ class Book:
 
     def is_frozen(self, label: Label) -> bool:
         """Whether these channels themselves were frozen up to now; those that are tied to them may not be known yet."""
+        self._frozen = pad(self._frozen, (0, self.next_id - len(self._frozen)))
         for freeze in self.freezes[self._read :]:
-            self._frozen.update(freeze.ids.tolist())
+            self._frozen[freeze.ids] = True
         self._read = len(self.freezes)
-        return self._frozen.issuperset(label.ids.reshape(-1).tolist())
+        return bool(self._frozen[label.ids].all())
 
     def equal_counts(self, rows: Tensor) -> None:
         """Each row of ids must keep the same number of channels."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +14,8 @@ from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Group, components, holders, trace
 from prunecli.graph.garbage import uncollected
-from prunecli.graph.labels import Split, Views
+from prunecli.graph.labels import Views
+from prunecli.graph.rules.call import NOT_A_CHANNEL
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import submodules
 from prunecli.surgery.fix import head_numbers
@@ -29,20 +30,21 @@ def as_written(module: nn.Module) -> Views:
     return Views({p: head_numbers(m) for p, m in submodules(module) if isinstance(m, nn.MultiheadAttention)})
 
 
-def with_whole_heads(module: nn.Module, views: Views, splits: Iterable[Split]) -> Views:
-    """The same, but the modules of these splits lose heads as a whole."""
-    heads = {split.module: head_numbers(module.get_submodule(split.module)) for split in splits}
+def with_images(views: Views, channels: Channels) -> Views:
+    """The same, but what makes three dims or more, of which a kernel takes the last for places, makes an image."""
+    found = set(views.images)
+    for split in channels.splits:
+        first = int(channels.of(split.ids).flat[0])
+        if split.dims > 2 and channels.reasons.get(first, "").startswith(NOT_A_CHANNEL):
+            found.add(split.module)
+    return replace(views, images=frozenset(found))
+
+
+def with_whole_heads(module: nn.Module, views: Views, channels: Channels, *, all_of_them: bool = False) -> Views:
+    """The same, but modules whose views split off heads of which nothing can go lose heads as a whole."""
+    stuck = (s.module for s in channels.splits if all_of_them or channels.frozen[channels.of(s.ids)].all())
+    heads = {path: head_numbers(module.get_submodule(path)) for path in stuck}
     return replace(views, heads={**heads, **views.heads})
-
-
-def with_images(views: Views, splits: Iterable[Split]) -> Views:
-    """The same, but those of these splits that make more than two dims make images."""
-    return replace(views, images=views.images | {split.module for split in splits if split.dims > 2})
-
-
-def stuck(channels: Channels) -> list[Split]:
-    """Splits of which nothing can go."""
-    return [split for split in channels.splits if channels.frozen[channels.of(split.ids)].all()]
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ def survey(
 
     best = attempt(as_written(module))
     tries = [best]
-    for widened in (partial(with_whole_heads, module), with_images):
-        views = widened(best.views, stuck(best.channels))
+    for wider in (with_images, partial(with_whole_heads, module)):
+        views = wider(best.views, best.channels)
         if views != best.views:
             tries.append(attempt(views))
             best = max(tries, key=lambda found: found.free)

@@ -31,7 +31,7 @@ from prunecli.surgery.border import Bordered, border, may_border
 from prunecli.surgery.constants import Fields, propagate
 from prunecli.surgery.pace import computed, pays
 from prunecli.surgery.plan import repair
-from prunecli.surgery.probe import Restrict, as_written, misfits, settle, stuck, with_images, with_whole_heads
+from prunecli.surgery.probe import Restrict, as_written, misfits, settle, with_images, with_whole_heads
 
 Floats = NDArray[np.float64]
 Replace = dict[str, Tensor]  # tensors in place of the model's own
@@ -102,9 +102,7 @@ def _dead(
         if removed.any():
             return channels, removed, tensors
         misfit = misfits(module, channels, channels.frozen & ~traced.frozen)
-        wider = with_whole_heads(module, views, channels.splits)
-        if wider == views:
-            wider = with_images(views, stuck(channels))
+        wider = with_whole_heads(module, with_images(views, channels), channels, all_of_them=True)
         wider = replace(wider, numbered=views.numbered | misfit)
         if wider == views:
             return None
