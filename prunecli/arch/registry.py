@@ -6,10 +6,7 @@ import contextlib
 import difflib
 import importlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from prunecli.arch import nets
 from prunecli.arch.spec import ArchSpec
-from prunecli.errors import ArchError, InputError
+from prunecli.errors import ArchError
+from prunecli.user_code import user_function
 
 Shape = tuple[int, ...]
 
@@ -123,39 +121,6 @@ def _timm() -> Any:
         return importlib.import_module("timm")
     except ImportError:
         raise ArchError("timm is not installed", hint="pip install 'prunecli[timm]'") from None
-
-
-def user_function(place: str, name: str, error: type[InputError] = ArchError) -> Callable[..., Any]:
-    """A function in a user's file (``path/to/net.py``) or installed module.
-
-    Raises:
-        InputError: of the given type, where the place cannot be imported or has no such function.
-    """
-    try:
-        module = _load_file(place, error) if place.endswith(".py") else importlib.import_module(place)
-    except InputError:
-        raise
-    except (Exception, SystemExit) as problem:  # the user's code may raise anything
-        raise error(
-            f"cannot import {place}: {type(problem).__name__}: {problem}", hint="FILE.py:FUNCTION or MODULE:FUNCTION"
-        ) from problem
-    found = getattr(module, name, None)
-    if not callable(found):
-        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise error(f"{place} has no function {name!r}", hint=f"it has: {', '.join(names[:8]) or 'none'}")
-    function: Callable[..., Any] = found
-    return function
-
-
-def _load_file(place: str, error: type[InputError]) -> ModuleType:
-    path = Path(place).expanduser()
-    if not path.is_file():
-        raise error(f"no such file: {place}")
-    module = ModuleType(f"prunecli_user_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses and pickles look themselves up there
-    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)  # no bytecode is left beside the user's file
-    return module
 
 
 def default_input(spec: ArchSpec, module: nn.Module) -> Shape | None:

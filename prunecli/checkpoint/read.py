@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.names import State, find_weights, plain_names, spellings, telling
 from prunecli.checkpoint.values import is_left_out, left_out
 from prunecli.errors import CheckpointError, UnsafeFileError
+from prunecli.user_code import importing_from
 
 METADATA_KEY = "prunecli"
 _TRUST = "if you trust where it comes from, allow it with --trust; safer: save the state dict and use that"
@@ -178,11 +179,21 @@ def _zip_kind(path: Path) -> Kind:
 
 
 def _load_pickle(path: Path, trust: bool) -> Loaded:
-    """Only tensors, plain containers and values that are left out; never retried unsafely."""
+    """Only tensors, plain containers and values that are left out; never retried unsafely.
+
+    What is trusted may need classes that can be imported from the working directory.
+    """
+    folders = [Path.cwd()] if trust else []
     try:
-        with warnings.catch_warnings(), left_out():
+        with warnings.catch_warnings(), left_out(), importing_from(*folders):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=not trust), None
+    except (ImportError, AttributeError) as error:
+        if not trust:
+            raise
+        raise CheckpointError(
+            f"{path} needs code that is not here: {error}", hint="go to the folder that its imports start from"
+        ) from error
     except pickle.UnpicklingError as error:
         named = [name for name in _named_globals(path, error) if not is_left_out(name)]
         if not named:

@@ -28,7 +28,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunecli.arch.registry import user_function
 from prunecli.cache import cache_dir
 from prunecli.errors import DataError
 from prunecli.train.shards import indexed
@@ -43,6 +42,7 @@ from prunecli.train.split import (
     read_image,
 )  # fmt: skip
 from prunecli.units import parse_shape
+from prunecli.user_code import user_function
 
 COLOUR = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 GREY = Normalisation((0.5,), (0.5,))
