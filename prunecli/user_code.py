@@ -66,11 +66,20 @@ def _of_file(place: str, error: type[InputError]) -> ModuleType:
     packages = [folder for folder in path.parents if (folder / "__init__.py").is_file()]
     if packages and packages[0] == path.parent:
         return _in_package(path, error)
-    module = ModuleType(f"prunecli_user_{path.stem}")
+    return _alone(path)
+
+
+def _alone(path: Path) -> ModuleType:
+    """A file that is in no package; executed once, as modules are, unless it has changed."""
+    name, source = f"prunecli_user_{path.stem}", path.read_bytes()
+    known = vars(sys.modules.get(name, ModuleType(name)))
+    if (known.get("__file__"), known.get("__source__")) == (str(path), source):
+        return sys.modules[name]
+    module = sys.modules[name] = ModuleType(name)  # dataclasses and pickles look themselves up there
     module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses and pickles look themselves up there
     with importing_from(path.parent, Path.cwd()):
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        exec(compile(source, str(path), "exec"), module.__dict__)
+    vars(module)["__source__"] = source  # once it has run to its end
     return module
 
 

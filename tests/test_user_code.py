@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+import prunecli
 from prunecli.checkpoint.read import read
 from prunecli.errors import ArchError, CheckpointError
+from prunecli.graph.rules.call import RULES
+from prunecli.inputs import parse_inputs
+from prunecli.model import open_model
+from prunecli.recipe.load import validate
 from prunecli.user_code import user_function
 
 BLOCKS = "from torch import nn\n\n\ndef block():\n    return nn.Linear(2, 3)\n"
@@ -18,13 +23,13 @@ NET = "from {place} import block\n\n\ndef build():\n    return block()\n"
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test imports, and where from, is nobody else's."""
+def forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test imports from its folder, and where from, is nobody else's."""
     monkeypatch.setattr(sys, "path", sys.path[:])
-    known = dict(sys.modules)
     yield
-    for name in sys.modules.keys() - known.keys():
-        del sys.modules[name]
+    for name, module in [*sys.modules.items()]:
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def project(folder: Path, place: str, *packages: str) -> Path:
@@ -83,3 +88,51 @@ def test_a_trusted_file_needs_its_classes(tmp_path: Path, monkeypatch: pytest.Mo
         read(tmp_path / "m.pt", trust=True)
     monkeypatch.chdir(tmp_path)
     assert read(tmp_path / "m.pt", trust=True).module is not None
+
+
+RULED = """
+import torch
+from torch import nn
+
+from prunecli import rule
+
+
+@torch.library.custom_op("prunecli_tests::swish", mutates_args=())
+def swish(x: torch.Tensor) -> torch.Tensor:
+    return x * x.sigmoid()
+
+
+@swish.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+@rule("prunecli_tests::swish")
+def elementwise(call, book):
+    return [call.labels(0)]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.last(swish(self.first(x)).mean((2, 3)))
+"""
+
+
+def test_a_rule_in_the_file_of_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is asked for several times in one run; its rule is registered once."""
+    monkeypatch.setitem(RULES, "prunecli_tests.swish", lambda call, book: [()])  # so that it goes with the test
+    monkeypatch.delitem(RULES, "prunecli_tests.swish")
+    (tmp_path / "net.py").write_text(RULED)
+    arch = f"{tmp_path / 'net.py'}:Net"
+    fields = {"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}}
+    takes = prunecli.Opening(inputs=parse_inputs("1x3x8x8"))
+    assert prunecli.prune(validate(fields), arch, tmp_path / "o.safetensors", takes).removed_channels == 4
+    assert prunecli.load(tmp_path / "o.safetensors", arch=arch).first.out_channels == 4
+    with pytest.raises(ValueError, match=r"has a rule already: prunecli_user_net\.elementwise"):
+        prunecli.rule("prunecli_tests::swish")(lambda call, book: [])
+    (tmp_path / "net.py").write_text(RULED.replace("Conv2d(3, 8, 3)", "Conv2d(3, 8, 3, bias=False)"))
+    assert open_model(arch, takes).module.first.bias is None  # a file that has changed is read again

@@ -29,12 +29,17 @@ def rule(name: str) -> Callable[[Rule], Rule]:
     key = name.replace("::", ".")
 
     def register(function: Rule) -> Rule:
-        if key in RULES:
-            raise ValueError(f"{name} has a rule already: {RULES[key].__module__}.{RULES[key].__qualname__}")
+        known = RULES.get(key, function)
+        if _place(known) != _place(function):  # else its file was executed once more
+            raise ValueError(f"{name} has a rule already: {_place(known)}")
         RULES[key] = function
         return function
 
     return register
+
+
+def _place(function: Rule) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 @dataclass(frozen=True)
