@@ -19,6 +19,9 @@ An error states four facts: what was given, where, what was expected, what to do
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class PrunecliError(Exception):
     """Base of all errors; `exit_status` is what the command line returns."""
@@ -82,3 +85,34 @@ class NothingRemoved(OutcomeError):
 
 class VerificationError(OutcomeError):
     """The smaller model does not compute what the masked one did."""
+
+
+def summary(error: BaseException) -> str:
+    """An exception in one line: its type, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Python's own error, CUDA's, and that of torch's allocator on the CPU, which has no type of its own."""
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or "can't allocate memory" in str(error)
+
+
+@contextlib.contextmanager
+def blamed_on_the_model(what: str) -> Iterator[None]:
+    """What a user's network raises meanwhile is no internal error: ``the model cannot be trained``.
+
+    Raises:
+        InputError: with what it said.
+    """
+    try:
+        yield
+    except PrunecliError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"the model {what}: {summary(error)}", hint="PRUNECLI_TRACEBACK=1 shows where it happened"
+        ) from error

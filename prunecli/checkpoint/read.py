@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.names import State, find_weights, plain_names, spellings, telling
 from prunecli.checkpoint.values import is_left_out, left_out
-from prunecli.errors import CheckpointError, UnsafeFileError
+from prunecli.errors import CheckpointError, UnsafeFileError, summary
 from prunecli.user_code import importing_from
 
 METADATA_KEY = "prunecli"
@@ -94,7 +94,7 @@ def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Ch
         raise
     except Exception as error:
         raise CheckpointError(
-            f"{path} is damaged or not what it seems ({kind.title}): {_brief(error)}", hint=_INTERRUPTED
+            f"{path} is damaged or not what it seems ({kind.title}): {summary(error)}", hint=_INTERRUPTED
         ) from error
     entry, written, notes = find_weights(payload, key)
     module = entry if isinstance(entry, nn.Module) and not isinstance(entry, torch.jit.ScriptModule) else None
@@ -107,11 +107,6 @@ def _nearest(name: str, near: list[str]) -> str:
 
     close = difflib.get_close_matches(name, near, 3)
     return f"did you mean {', '.join(close)}?" if close else "check the path"
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:200]
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -197,7 +192,7 @@ def _load_pickle(path: Path, trust: bool) -> Loaded:
     except pickle.UnpicklingError as error:
         named = [name for name in _named_globals(path, error) if not is_left_out(name)]
         if not named:
-            raise CheckpointError(f"{path} is damaged: {_brief(error)}", hint=_INTERRUPTED) from error
+            raise CheckpointError(f"{path} is damaged: {summary(error)}", hint=_INTERRUPTED) from error
         raise UnsafeFileError(
             f"{path} holds more than weights; reading it would import {', '.join(named)}", hint=_TRUST
         ) from error

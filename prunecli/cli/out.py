@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from rich.console import Console, RenderableType
 
-from prunecli.errors import PrunecliError
+from prunecli.errors import PrunecliError, is_out_of_memory, summary
 from prunecli.facts import to_json
 from prunecli.ranks import rank
 
@@ -64,6 +64,8 @@ class Out:
             yield
             sys.stdout.flush()
         except PrunecliError as error:
+            if error.__cause__ is not None:
+                _trace()
             self._fail(error.problem, error.hint, error.exit_status)
         except KeyboardInterrupt:
             self._fail("interrupted", "", INTERRUPTED)
@@ -75,13 +77,11 @@ class Out:
                 f"{error.filename or 'input or output'}: {error.strerror or error}", "check the path and the disk", 2
             )
         except Exception as error:
-            if _out_of_memory(error):
+            if is_out_of_memory(error):
                 self._fail("out of memory", "a smaller --input or train.batch_size", 1)
-            if os.environ.get("PRUNECLI_TRACEBACK"):
-                traceback.print_exc()
-            text = str(error).strip().splitlines()
+            _trace()
             hint = "please report this; PRUNECLI_TRACEBACK=1 shows where it happened"
-            self._fail(f"internal error: {type(error).__name__}: {text[0] if text else ''}", hint, 1)
+            self._fail(f"internal error: {summary(error)}", hint, 1)
 
     def _fail(self, problem: str, hint: str, status: int) -> None:
         if self.as_json:
@@ -92,7 +92,7 @@ class Out:
         raise typer.Exit(status)
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Python's own error, CUDA's, and that of torch's allocator on the CPU, which has no type of its own."""
-    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return known or "can't allocate memory" in str(error)
+def _trace() -> None:
+    """The whole story of the exception at hand, for those who asked for it."""
+    if os.environ.get("PRUNECLI_TRACEBACK"):
+        traceback.print_exc()

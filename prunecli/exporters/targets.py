@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.read import read
 from prunecli.checkpoint.write import write_tensors
-from prunecli.errors import InputError, VerificationError
+from prunecli.errors import InputError, VerificationError, summary
 from prunecli.graph.examples import outputs, same_draws
 from prunecli.graph.tape import Example, output_tensors
 
@@ -183,11 +183,7 @@ def write_and_run(
     except (InputError, VerificationError):
         raise
     except Exception as error:  # exporters raise whatever they meet, and wrap it in advice for their developers
-        root = _root(error)
-        text = str(root).strip().splitlines()
-        raise InputError(
-            f"{target.title} cannot carry this model: {type(root).__name__}: {text[0] if text else ''}"
-        ) from error
+        raise InputError(f"{target.title} cannot carry this model: {summary(_root(error))}") from error
 
 
 def _written(target: Target, module: nn.Module, tests: Sequence[Example], path: Path, *, any_batch: bool) -> float:

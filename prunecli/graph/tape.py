@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from prunecli.errors import InputError
+from prunecli.errors import InputError, summary
 from prunecli.graph.copying import copied, shadow
 from prunecli.graph.shapes import shortcut
 from prunecli.graph.tensors import named_tensors, submodules
@@ -211,12 +211,8 @@ class ForwardError(InputError):
     """The model's forward raised; `module` is the path of the module in which it did."""
 
     def __init__(self, error: Exception, module: str) -> None:
-        lines = str(error).strip().splitlines()
         place = f" (in {module})" if module else ""
-        super().__init__(
-            f"the model does not run: {type(error).__name__}: {lines[0] if lines else ''}"[:200] + place,
-            hint="check --input",
-        )
+        super().__init__(f"the model does not run: {summary(error)}{place}", hint="check --input")
         self.module = module
 
 

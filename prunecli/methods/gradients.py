@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prunecli.errors import blamed_on_the_model
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
 from prunecli.methods.base import Evidence
@@ -31,14 +32,14 @@ def gradients(evidence: Evidence, images: int, method: str) -> Gradients:
         method: for the message where there are none.
 
     Raises:
-        InputError: no data is given.
+        InputError: no data is given, or the model has no gradients.
     """
     module = copied(evidence.module).eval()
     weights = {n: w for n, w in module.named_parameters() if w.ndim > 1 and w.is_floating_point()}
     mean = {n: torch.zeros_like(w) for n, w in weights.items()}
     squared = {n: torch.zeros_like(w) for n, w in weights.items()}
     count = 0
-    with torch.enable_grad():
+    with torch.enable_grad(), blamed_on_the_model("has no gradients"):
         for pictures, labels in evidence.images(images, method):
             loss = F.cross_entropy(output_tensors(module(pictures))[0], labels)
             found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)

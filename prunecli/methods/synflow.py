@@ -21,6 +21,7 @@ class SynFlow(Saliency):
         import torch
         from torch import nn
 
+        from prunecli.errors import blamed_on_the_model
         from prunecli.graph.copying import copied
         from prunecli.graph.tape import output_tensors
 
@@ -34,7 +35,7 @@ class SynFlow(Saliency):
         ones = evidence.example.to(dtype=torch.float64).map(
             lambda t: torch.ones_like(t) if t.is_floating_point() else t
         )
-        with torch.enable_grad():
+        with torch.enable_grad(), blamed_on_the_model("has no gradients"):
             flow = sum(t.sum() for t in output_tensors(module(*ones.args, **ones.kwargs)) if t.is_floating_point())
             assert isinstance(flow, torch.Tensor)
             found = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.device import usable
-from prunecli.errors import InputError, OutcomeError
+from prunecli.errors import InputError, OutcomeError, blamed_on_the_model
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, record
 from prunecli.methods.hook import Batch, Course, Hook
@@ -310,7 +310,7 @@ def _step(run: _Run, parts: Sequence[_Part], rate: float) -> float:
     run.optimizer.zero_grad(set_to_none=True)
     mean = 0.0
     for number, part in enumerate(parts, 1):
-        with run.quiet(number < len(parts)):
+        with run.quiet(number < len(parts)), blamed_on_the_model("cannot be trained"):
             loss = _loss(run, part) * part.weight
             loss.backward()
         mean += float(loss.detach())

@@ -64,6 +64,14 @@ def _files(folder: Path) -> None:
     (folder / "frozen.py").write_text(
         "from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
     )
+    (folder / "moody.py").write_text(
+        "from torch import nn\nclass Net(nn.Sequential):\n"
+        "    def __init__(self): super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 10))\n"
+        "class Moody(Net):\n    def forward(self, x):\n        if self.training: raise KeyError('targets')\n"
+        "        return super().forward(x)\n"
+        "class Flat(Net):\n    def forward(self, x): return super().forward(x).detach()\n"
+    )
+    (folder / "taylor.yaml").write_text("version: 1\nmethod: {name: taylor}\nbudget: {flops: 0.5}\ndata: digits\n")
     (folder / "typo.yaml").write_text(
         "version: 1\nmethod:\n  name: magnitude\n  p_norm: 2\nbudget:\n  flops: 1.5\n  paramz: 0.5\n"
     )
@@ -119,6 +127,12 @@ CASES: dict[str, list[str]] = {
     "wrong-image-size": ["analyze", "good.pt", "--data", "digits"],
     "wrong-classes": ["analyze", "digits_net?num_classes=7", "--data", "digits"],
     "no-recipe": ["prune", "good.pt"],
+    "cannot-be-trained": [
+        "prune", "moody.py:Moody", "--recipe", "str90", "--data", "digits", "--input", "1x1x8x8", "-q", "-o", "o.st",
+    ],
+    "has-no-gradients": [
+        "prune", "moody.py:Flat", "--recipe", "taylor.yaml", "--input", "1x1x8x8", "-q", "-o", "o.st",
+    ],
     "unknown-recipe": ["prune", "good.pt", "--recipe", "magnitude-flop50"],
     "recipe-with-three-problems": ["prune", "good.pt", "--recipe", "typo.yaml"],
     "recipe-no-yaml": ["prune", "good.pt", "--recipe", "not.yaml"],
