@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import prunecli
 from prunecli.checkpoint.read import read
@@ -136,3 +137,27 @@ def test_a_rule_in_the_file_of_the_network(tmp_path: Path, monkeypatch: pytest.M
         prunecli.rule("prunecli_tests::swish")(lambda call, book: [])
     (tmp_path / "net.py").write_text(RULED.replace("Conv2d(3, 8, 3)", "Conv2d(3, 8, 3, bias=False)"))
     assert open_model(arch, takes).module.first.bias is None  # a file that has changed is read again
+
+
+PLAIN = """
+from torch import nn
+
+
+def build(width=16):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+"""
+
+
+def test_a_teacher_of_the_same_architecture(tmp_path: Path) -> None:
+    (tmp_path / "plain.py").write_text(PLAIN)
+    place, small = tmp_path / "plain.py", tmp_path / "small.safetensors"
+    takes = prunecli.Opening(arch=f"{place}:build", inputs=parse_inputs("1x1x8x8"))
+    torch.save(user_function(str(place), "build")().state_dict(), tmp_path / "dense.pt")
+    fields = {"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}}
+    prunecli.prune(validate(fields), str(tmp_path / "dense.pt"), small, takes)
+    course = validate({"version": 1, "data": "digits", "train": {"epochs": 1, "lr": 0.1, "distill": {}}})
+    facts = prunecli.finetune(course, str(small), tmp_path / "o.safetensors", takes, teacher=str(tmp_path / "dense.pt"))
+    assert facts.after.params < 800
+    torch.save(nn.Linear(3, 2).state_dict(), tmp_path / "other.pt")
+    with pytest.raises(ArchError, match="does not fit"):
+        prunecli.finetune(course, str(small), tmp_path / "p.safetensors", takes, teacher=str(tmp_path / "other.pt"))
