@@ -1,6 +1,6 @@
 """A model as the tool handles it: a module, the architecture it was built from, and an input it accepts.
 
-This is the only module that brings networks to life; user code named on the command line is imported here alone.
+This is the only module that brings networks to life.
 """
 
 from __future__ import annotations
