@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prunecli.errors import ArchError, InputError
+from prunecli.errors import ArchError, InputError, summary
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def user_function(place: str, name: str, error: type[InputError] = ArchError) ->
         raise
     except (Exception, SystemExit) as problem:  # the user's code may raise anything
         raise error(
-            f"cannot import {place}: {type(problem).__name__}: {problem}",
+            f"cannot import {place}: {summary(problem)}",
             hint="FILE.py:FUNCTION, or MODULE:FUNCTION in the folder that its imports start from",
         ) from problem
     found = getattr(module, name, None)
@@ -63,10 +63,14 @@ def _of_file(place: str, error: type[InputError]) -> ModuleType:
     path = Path(place).expanduser().resolve()
     if not path.is_file():
         raise error(f"no such file: {place}")
-    packages = [folder for folder in path.parents if (folder / "__init__.py").is_file()]
-    if packages and packages[0] == path.parent:
+    if not (path.parent / "__init__.py").is_file():
+        return _alone(path)
+    try:
         return _in_package(path, error)
-    return _alone(path)
+    except ImportError:
+        with contextlib.suppress(ImportError):  # what its package wants and has not, it may not need
+            return _alone(path)
+        raise
 
 
 def _alone(path: Path) -> ModuleType:

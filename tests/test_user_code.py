@@ -72,6 +72,15 @@ def test_a_package_whose_name_is_taken(tmp_path: Path) -> None:
         user_function(str(second), "build")
 
 
+def test_a_package_that_cannot_be_imported_is_done_without(tmp_path: Path) -> None:
+    alone, relative = (project(tmp_path / place, place, "deep/nets") for place in ("blocks", ".blocks"))
+    for net in (alone, relative):
+        (net.parent / "__init__.py").write_text("import a_library_that_is_not_here\n")
+    assert user_function(str(alone), "build")().out_features == 3
+    with pytest.raises(ArchError, match="No module named 'a_library_that_is_not_here'"):
+        user_function(str(relative), "build")
+
+
 def test_a_relative_import_without_a_package_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArchError, match=r"MODULE:FUNCTION in the folder that its imports start from"):
         user_function(str(project(tmp_path, ".blocks")), "build")

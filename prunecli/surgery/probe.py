@@ -14,7 +14,7 @@ from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Group, components, holders, trace
 from prunecli.graph.garbage import uncollected
-from prunecli.graph.labels import Views
+from prunecli.graph.labels import Split, Views
 from prunecli.graph.rules.call import NOT_A_CHANNEL
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import submodules
@@ -32,12 +32,12 @@ def as_written(module: nn.Module) -> Views:
 
 def with_images(views: Views, channels: Channels) -> Views:
     """The same, but what makes three dims or more, of which a kernel takes the last for places, makes an image."""
-    found = set(views.images)
-    for split in channels.splits:
+
+    def is_lost(split: Split) -> bool:
         first = int(channels.of(split.ids).flat[0])
-        if split.dims > 2 and channels.reasons.get(first, "").startswith(NOT_A_CHANNEL):
-            found.add(split.module)
-    return replace(views, images=frozenset(found))
+        return split.dims > 2 and channels.reasons.get(first, "").startswith(NOT_A_CHANNEL)
+
+    return replace(views, images=views.images | {split.module for split in channels.splits if is_lost(split)})
 
 
 def with_whole_heads(module: nn.Module, views: Views, channels: Channels, *, all_of_them: bool = False) -> Views:
