@@ -256,7 +256,8 @@ def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], openin
     journal, inputs = _recorded(container, path)
     inputs = opening.inputs or inputs
     if spec is not None:
-        module = filled(spec, checkpoint.state, journal, path)
+        made = str(container.get("arch") or spec)[:200]
+        module = filled(spec, checkpoint.state, journal, path if made == str(spec) else f"{path} (made from {made})")
     else:
         known = Configured(checkpoint.path, container["config"])
         with skeleton():

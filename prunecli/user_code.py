@@ -24,7 +24,8 @@ def importing_from(*folders: Path) -> Iterator[None]:
     finally:
         sys.dont_write_bytecode = bytecode
         for name in names:
-            sys.path.remove(name)
+            if name in sys.path:  # what was imported may have changed the list itself
+                sys.path.remove(name)
         sys.path += [name for name in names if name not in sys.path]
 
 

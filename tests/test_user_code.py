@@ -72,6 +72,12 @@ def test_a_package_whose_name_is_taken(tmp_path: Path) -> None:
         user_function(str(second), "build")
 
 
+def test_a_file_may_change_the_path_of_imports(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("import sys\nsys.path = ['here', *sys.path[2:]]\n\n\ndef build():\n    return 3\n")
+    assert user_function(str(tmp_path / "net.py"), "build")() == 3
+    assert sys.path[0] == "here"
+
+
 def test_a_package_that_cannot_be_imported_is_done_without(tmp_path: Path) -> None:
     alone, relative = (project(tmp_path / place, place, "deep/nets") for place in ("blocks", ".blocks"))
     for net in (alone, relative):
@@ -142,6 +148,8 @@ def test_a_rule_in_the_file_of_the_network(tmp_path: Path, monkeypatch: pytest.M
     takes = prunecli.Opening(inputs=parse_inputs("1x3x8x8"))
     assert prunecli.prune(validate(fields), arch, tmp_path / "o.safetensors", takes).removed_channels == 4
     assert prunecli.load(tmp_path / "o.safetensors", arch=arch).first.out_channels == 4
+    with pytest.raises(ArchError, match=r"made from .*net\.py:Net\) as cifar_resnet20 does not fit"):
+        prunecli.load(tmp_path / "o.safetensors", arch="cifar_resnet20")
     with pytest.raises(ValueError, match=r"has a rule already: prunecli_user_net\.elementwise"):
         prunecli.rule("prunecli_tests::swish")(lambda call, book: [])
     (tmp_path / "net.py").write_text(RULED.replace("Conv2d(3, 8, 3)", "Conv2d(3, 8, 3, bias=False)"))
