@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunecli.errors import summary
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
@@ -275,7 +276,7 @@ def main(names: list[str]) -> None:
             state = f"{'ok' if error <= TOLERANCE[dtype] else 'differs'}, {dtype}"
             figures = f"{left:.0%} | {error:.0e}"
         except Exception as problem:
-            state, figures = f"{type(problem).__name__}: {problem}".splitlines()[0], " | "
+            state, figures = summary(problem), " | "
         passed.setdefault(name.partition(" ")[0], []).append(state.startswith("ok"))
         print(f"| {name} | {params / 1e6:.2f} M | {figures} | {state} |", flush=True)
     for library, found in passed.items():

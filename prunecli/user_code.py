@@ -77,9 +77,9 @@ def _of_file(place: str, error: type[InputError]) -> ModuleType:
 def _alone(path: Path) -> ModuleType:
     """A file that is in no package; executed once, as modules are, unless it has changed."""
     name, source = f"prunecli_user_{path.stem}", path.read_bytes()
-    known = vars(sys.modules.get(name, ModuleType(name)))
-    if (known.get("__file__"), known.get("__source__")) == (str(path), source):
-        return sys.modules[name]
+    known = sys.modules.get(name)
+    if known is not None and (known.__file__, vars(known).get("__source__")) == (str(path), source):
+        return known
     module = sys.modules[name] = ModuleType(name)  # dataclasses and pickles look themselves up there
     module.__file__ = str(path)
     with importing_from(path.parent, Path.cwd()):

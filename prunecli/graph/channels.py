@@ -22,7 +22,7 @@ from prunecli.graph.tape import Example, Tape, record
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Dims = tuple[int, ...]
-HEADS_GET_NARROWER = Views()
+DEFAULT = Views()
 
 
 def _swapped(dims: Dims, first: int, second: int) -> Dims:
@@ -217,7 +217,7 @@ def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> 
 def trace(
     module: nn.Module,
     example: Example,
-    views: Views = HEADS_GET_NARROWER,
+    views: Views = DEFAULT,
     *,
     through_norms: bool = False,
 ) -> Channels:

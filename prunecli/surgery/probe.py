@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 
 import numpy as np
 import torch
@@ -92,9 +93,9 @@ def survey(
         views = wider(best.views, best.channels)
         if views != best.views:
             tries.append(attempt(views))
-            best = max(tries, key=lambda found: found.free)
+            best = max(tries, key=attrgetter("free"))
     tries += [attempt(replace(known.views, numbered=known.misfits)) for known in tries if known.misfits]
-    return max(tries, key=lambda found: found.free).channels
+    return max(tries, key=attrgetter("free")).channels
 
 
 def misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[str]:
