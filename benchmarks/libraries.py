@@ -17,13 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.errors import summary
-from prunecli.graph.copying import copied
 from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves, settle, survey
-from prunecli.surgery.verify import TOLERANCE, compare
+from prunecli.surgery.verify import TOLERANCE, compare, widest
 
 Call = Callable[..., Any]
 
@@ -230,18 +229,6 @@ def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[Tensor, ...
         yield f"diffusers {name}", build, known.inputs
 
 
-def widest(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[nn.Module, Example]:
-    """In float64, where it runs in that."""
-    example = Example(inputs)
-    wide = copied(module).double(), example.to(dtype=torch.float64)
-    try:
-        with torch.no_grad():
-            wide[0](*wide[1].args)
-    except Exception:  # it makes tensors of float32 itself
-        return module, example
-    return wide
-
-
 def check(module: nn.Module, example: Example) -> tuple[float, float]:
     """Share of the parameters left after halving, and the largest relative error of that and of a random cut."""
     dtype = next(module.parameters()).dtype
@@ -269,7 +256,7 @@ def main(names: list[str]) -> None:
         if names and not any(part in name for part in names):
             continue
         torch.manual_seed(0)
-        module, example = widest(build().eval(), inputs)
+        module, example = widest(build().eval(), Example(inputs))
         params, dtype = sum(p.numel() for p in module.parameters()), next(module.parameters()).dtype
         try:
             left, error = check(module, example)

@@ -24,7 +24,7 @@ from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.channels import Bools, Channels, trace, written
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import drawn
-from prunecli.graph.tape import Example, ForwardError, record
+from prunecli.graph.tape import Example
 from prunecli.graph.tensors import weight_norms
 from prunecli.methods.base import Evidence, Method, select
 from prunecli.methods.widths import excluding
@@ -40,7 +40,7 @@ from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import Restrict, settle, survey
 from prunecli.surgery.strip import Borders, Stripped, strip
-from prunecli.surgery.verify import verify
+from prunecli.surgery.verify import verify, widest
 from prunecli.train.data import Data
 
 
@@ -87,7 +87,7 @@ def operate(
         InputError: the budget is impossible, or nothing may be pruned.
         VerificationError: the smaller model does not compute what the masked one does.
     """
-    wide, example = _widest(opened)
+    wide, example = widest(opened.module, opened.example)
     tests = [drawn(wide, example, recipe.seed)]
     if data is not None:
         tests.append(real_example(opened, data))
@@ -336,16 +336,6 @@ def _worse(first: Verified, second: Verified | None) -> Verified:
         max_abs_error=max(first.max_abs_error, second.max_abs_error),
         max_rel_error=max(first.max_rel_error, second.max_rel_error),
     )
-
-
-def _widest(opened: Model) -> tuple[nn.Module, Example]:
-    """A copy in float64, or in its own dtype where it holds tensors that a conversion does not reach."""
-    wide, example = copied(opened.module).double(), opened.example.to(dtype=torch.float64)
-    try:
-        record(wide, example)
-    except ForwardError:
-        return copied(opened.module), opened.example
-    return wide, example
 
 
 def _expand(case: _Case, result: Operated) -> Operated:

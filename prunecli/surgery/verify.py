@@ -11,9 +11,19 @@ from prunecli.errors import VerificationError
 from prunecli.facts import Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import outputs
-from prunecli.graph.tape import Example
+from prunecli.graph.tape import Example, ForwardError, record
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def widest(module: nn.Module, example: Example) -> tuple[nn.Module, Example]:
+    """A copy in float64, or in its own dtype where it holds tensors that a conversion does not reach."""
+    wide, cast = copied(module).double(), example.to(dtype=torch.float64)
+    try:
+        record(wide, cast)
+    except ForwardError:
+        return copied(module), example
+    return wide, cast
 
 
 def compare(
