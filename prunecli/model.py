@@ -136,6 +136,21 @@ def open_model(source: Source, opening: Opening = DEFAULT) -> Model:
     return from_checkpoint(read(source, key=opening.key, trust=opening.trust), opening)
 
 
+def open_beside(first: Model, source: Source, *, trust: bool = False) -> Model:
+    """A model with the inputs of one that is open; of its architecture, too, where nothing else tells.
+
+    Raises:
+        InputError: as `open_model`.
+    """
+    opening = Opening(inputs=first.inputs, trust=trust)
+    try:
+        return open_model(source, opening)
+    except ArchError:
+        if first.arch is None:
+            raise
+        return open_model(source, replace(opening, arch=str(first.arch)))
+
+
 def is_architecture(source: str) -> bool:
     """Whether MODEL names an architecture rather than a file."""
     if Path(source).exists():

@@ -46,10 +46,15 @@ class Factors(nn.Module):
         """How many values are not zero; never less than 1."""
         return max(1, int(torch.count_nonzero(self.values.detach())))
 
+    @property
+    def product(self) -> Tensor:
+        """W, (out, in)."""
+        return (self.wide * self.values) @ self.narrow
+
     def forward(self, weight: Tensor) -> Tensor:
         """(out, in), as a parametrization of a weight that is not read any more."""
         del weight
-        return (self.wide * self.values) @ self.narrow
+        return self.product
 
     @torch.no_grad()
     def press(self, offset: float) -> None:
@@ -75,6 +80,11 @@ class FactorisedLinear(nn.Module):
         super().__init__()
         self.factors = factors
         self.bias = layer.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in), for a module around it that reads the weight itself, as `nn.TransformerEncoderLayer` does."""
+        return self.factors.product
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""

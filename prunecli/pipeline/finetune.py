@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from prunecli.checkpoint.write import check_container
-from prunecli.errors import ArchError, InputError
+from prunecli.errors import InputError
 from prunecli.facts import BudgetFacts, FinetuneFacts, Verified
-from prunecli.model import DEFAULT, Model, Opening, Source, open_model
+from prunecli.model import DEFAULT, Model, Opening, Source, open_beside, open_model
 from prunecli.pipeline.container import Provenance, identity, origin, save
 from prunecli.pipeline.evaluation import data_for, evaluated
 from prunecli.pipeline.figures import figures, source_bytes
@@ -53,7 +53,7 @@ def finetune(
         raise InputError("no data is given", hint="--data folder:PATH, or data: in the recipe")
     opened = open_model(source, opening.completed(recipe.arch, recipe.inputs))
     inputs = [opened.path] if opened.path else []
-    guide = None if teacher is None else _guide(teacher, opened, Opening(inputs=opened.inputs, trust=opening.trust))
+    guide = None if teacher is None else open_beside(opened, teacher, trust=opening.trust)
     check_container(output, *inputs, *([guide.path] if guide and guide.path else []))
     images = data_for(opened, recipe.data)
     before = figures(opened, opened.module, source_bytes(opened), accuracy(opened.module, images.test))
@@ -79,16 +79,6 @@ def finetune(
         seconds=round(time.monotonic() - started, 3),
         notes=[*opened.notes, *training.notes],
     )
-
-
-def _guide(teacher: Source, opened: Model, opening: Opening) -> Model:
-    """The teacher; of the student's architecture where nothing else tells its own."""
-    try:
-        return open_model(teacher, opening)
-    except ArchError:
-        if opened.arch is None:
-            raise
-        return open_model(teacher, replace(opening, arch=str(opened.arch)))
 
 
 def _identity(recipe: Recipe, settings: Train, opened: Model, guide: Model | None) -> str:

@@ -38,19 +38,17 @@ class Overlap:
 def overlap(first: Model, second: Model, whole: Model) -> Overlap:
     """Compare weights with two or more dims, cut ones included: a weight that is gone is a zero.
 
+    Weights that are factors in one of the models are left out.
+
     Args:
         first, second: perhaps cut.
         whole: the model both come from.
-
-    Raises:
-        InputError: they are no models of one architecture.
     """
     ours, theirs = kept(first), kept(second)
     sizes = {name: p.numel() for name, p in whole.module.named_parameters() if p.ndim > 1}
-    if set(ours) != set(theirs) or set(ours) - set(sizes):
-        raise InputError(f"{second.source} is another network than {first.source}: their zeros cannot be compared")
     both, either, chance, layers = 0, 0, 0.0, {}
-    for name, positions in ours.items():
+    for name in (name for name in sizes if name in ours and name in theirs):
+        positions = ours[name]
         shared = len(np.intersect1d(positions, theirs[name], assume_unique=True))
         union = len(positions) + len(theirs[name]) - shared
         layers[name] = shared / union if union else 1.0
@@ -58,6 +56,28 @@ def overlap(first: Model, second: Model, whole: Model) -> Overlap:
         chance += len(positions) * len(theirs[name]) / sizes[name]
     total = both + either
     return Overlap(both / max(1, either), chance / max(1.0, total - chance), layers)
+
+
+def insist_on_one_network(model: Model, whole: Model) -> None:
+    """See to it that the zeros of a model, perhaps cut, can be compared with those of another one.
+
+    Raises:
+        InputError: its weights have other names or shapes, or are all factors.
+    """
+    shapes = {name: p.shape for name, p in whole.module.named_parameters()}
+    factors = {name for weight in model.journal.ranks for name in factors_of(weight)}
+    compared = {n: p.shape for n, p in model.module.named_parameters() if p.ndim > 1 and n not in factors}
+    cut = model.journal.kept.keys() | whole.journal.kept.keys()
+
+    def fits(name: str, shape: torch.Size) -> bool:
+        known = shapes.get(name, torch.Size())
+        sizes = enumerate(zip(shape, known, strict=False))
+        return len(shape) == len(known) and all(a == b for dim, (a, b) in sizes if (name, dim) not in cut)
+
+    if not all(fits(name, shape) for name, shape in compared.items()):
+        raise InputError(f"{model.source} is another network than {whole.source}: their zeros cannot be compared")
+    if not compared:
+        raise InputError(f"{model.source} has factors in place of weights: there are no zeros to compare")
 
 
 def kept(model: Model) -> dict[str, NDArray[np.uint64]]:

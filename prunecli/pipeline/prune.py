@@ -14,14 +14,13 @@ from prunecli.methods.base import Method
 from prunecli.model import DEFAULT, Model, Opening, Source, open_model
 from prunecli.pipeline.container import Provenance, identity, origin, save
 from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
+from prunecli.pipeline.extras import Extras
 from prunecli.pipeline.figures import figures, source_bytes
 from prunecli.pipeline.operate import unprunable
-from prunecli.pipeline.overlap import overlap, shares_left, write_layers
 from prunecli.pipeline.steps import Steps, Way, insist_on_change
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe
 from prunecli.train.data import Data
-from prunecli.train.linear_probe import linear_probe
 from prunecli.train.loop import Report, ignore
 from prunecli.units import percent
 
@@ -61,6 +60,7 @@ def prune(
     images = None if recipe.data is None else data_for(opened, recipe.data)
     if _trains(recipe) and images is None:
         raise InputError("the recipe trains, but no data is given", hint="data: in the recipe, or --data")
+    extras = Extras.prepared(recipe, opened, images)
     before = figures(opened, opened.module, source_bytes(opened), known_accuracy(opened.module, images))
     training = None if output is None else _training(recipe, opened, images, output, resume, report)
     steps = Steps(opened, recipe, images, training)
@@ -72,7 +72,7 @@ def prune(
         evaluation = evaluated(recipe.data, before.accuracy, after.accuracy)
         provenance = Provenance(recipe.resolved(), result.verified, result.budget, evaluation)
         after = replace(after, bytes=save(output, final, opened, provenance))
-    facts = _facts(opened, _with_extras(way, recipe, opened, images), before, after)
+    facts = _facts(opened, extras.added_to(way, write=output is not None), before, after)
     facts = replace(facts, notes=[*_left_out(recipe, opened), *facts.notes])
     if training is not None:
         facts = replace(facts, notes=[*training.notes, *facts.notes])
@@ -93,25 +93,6 @@ def _insist_on_budget(budget: BudgetFacts | None, output: Path | None) -> None:
             f"the {budget.unit} budget {percent(budget.asked)} was not met: {percent(budget.met)}{kept}",
             hint="more epochs, or a method that cuts without training, such as magnitude",
         )
-
-
-def _with_extras(way: Way, recipe: Recipe, opened: Model, images: Data | None) -> Way:
-    """The figures that `report` in the recipe asks for."""
-    asked, found, layers = recipe.report, dict(way.outcomes), {n: dict(f) for n, f in way.by_layer.items()}
-    for name, share in shares_left(way.model, opened).items():
-        layers[name] = {"keep": share, **layers.get(name, {})}
-    if asked.overlap_with is not None:
-        shared = overlap(way.model, open_model(asked.overlap_with, Opening()), opened)
-        found |= {"overlap": shared.found, "overlap of random masks": shared.expected}
-        for name, share in shared.layers.items():
-            layers[name]["overlap"] = share
-    if asked.linear_probe:
-        if images is None or images.classes is None:
-            raise InputError("a linear probe needs images with labels", hint="data: in the recipe, or --data")
-        found["linear probe"] = linear_probe(way.model.module, way.model.example, images, recipe.seed)
-    if asked.layers is not None:
-        write_layers(Path(asked.layers), layers)
-    return replace(way, outcomes=found, by_layer=layers)
 
 
 def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFacts:

@@ -27,6 +27,16 @@ class Product(nn.Module):
 class TwoLayers(nn.Sequential):
     """The factors of a linear layer, the narrow one first."""
 
+    @property
+    def weight(self) -> Tensor:
+        """(out, in), for a module around it that reads the weight itself, as `nn.TransformerEncoderLayer` does."""
+        return self.get_parameter("1.weight") @ self.get_parameter("0.weight")
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(out,), likewise."""
+        return dict(self.named_parameters()).get("1.bias")
+
 
 def can_factorise(module: nn.Module, weight: str) -> bool:
     """Whether this weight is a matrix of a linear or recurrent layer, and no factor yet."""

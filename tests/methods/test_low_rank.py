@@ -123,6 +123,40 @@ def test_a_recurrent_file_holds_factors_and_can_be_cut_further(tmp_path: Path) -
     open_model(str(tmp_path / "less.safetensors"), opening)
 
 
+class Encoder(nn.Module):
+    """Its layers read the weights of their linear layers themselves, in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 64, batch_first=True, dropout=0.0)
+        self.lines = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.out = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.lines(x.squeeze(1)).mean(1))
+
+
+def test_layers_whose_weight_is_read_by_another_module(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain, images = Encoder().double().eval(), torch.randn(5, 1, 8, 8).double()
+    module = copy.deepcopy(plain)
+    hook = LearnedRanks(METHOD, [n for n, p in module.named_parameters() if p.ndim > 1], Budget(params=0.6))
+    hook.attach(module, course(10))
+    with torch.no_grad():
+        torch.testing.assert_close(module(images), plain(images), atol=1e-12, rtol=0)
+    hook.finalize(module)
+    assert "lines.layers.0.linear1.weight" in hook.journal.ranks
+    slow = module(images)
+    with torch.no_grad():  # one kernel for the whole layer, which takes the product and the bias
+        torch.testing.assert_close(module(images), slow, atol=1e-12, rtol=0)
+
+    fields = {"version": 1, "data": "digits", "input": "1x1x8x8", "train": {"epochs": 1, "batch_size": 64}}
+    recipe = validate({**fields, "method": {"name": "str", "structure": "rank"}, "budget": {"params": 0.6}})
+    facts = prunecli.prune(recipe, Encoder(), tmp_path / "low.safetensors")
+    assert facts.budget.met <= 0.6
+    prunecli.load(tmp_path / "low.safetensors", into=Encoder())(images.float())
+
+
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
     folder = tmp_path_factory.mktemp("rank")
@@ -162,6 +196,30 @@ def test_factors_can_be_cut_further_and_tuned(pruned: tuple[Path, object], tmp_p
     assert facts.verified.max_rel_error < 1e-12
     tuned = {**arch, "data": "digits", "train": {"epochs": 1}}
     prunecli.finetune(validate(tuned), str(tmp_path / "smaller.safetensors"), tmp_path / "tuned.safetensors")
+
+
+def test_factors_have_no_zeros_to_compare(pruned: tuple[Path, object], tmp_path: Path) -> None:
+    path, _ = pruned
+    some, layers, dense = tmp_path / "some.safetensors", tmp_path / "layers.csv", str(path.parent / "dense.safetensors")
+    fields = {"version": 1, "arch": arch_of(path).arch}
+    low = {"method": {"name": "str", "structure": "rank", "exclude": ["5"]}, "budget": {"params": 0.6}}
+    prunecli.prune(validate({**fields, **low, "data": "digits", "train": {"epochs": 1, "lr": 0.01}}), dense, some)
+    cut = {**fields, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}}
+    asked = {**cut, "report": {"layers": str(layers), "overlap_with": str(some)}}
+    prunecli.prune(validate(asked), dense, tmp_path / "o.safetensors")
+    rows = dict(line.split(",", 1) for line in layers.read_text().splitlines())
+    assert rows.pop("layer") == "keep,overlap"
+    assert {name for name, values in rows.items() if not values.endswith(",")} == {"5"}
+    with pytest.raises(InputError, match="no zeros to compare"):
+        prunecli.prune(validate({**cut, "report": {"overlap_with": str(path)}}), dense, None)
+
+
+def test_a_dry_run_writes_no_layers(pruned: tuple[Path, object], tmp_path: Path) -> None:
+    path, _ = pruned
+    fields = {"version": 1, "arch": arch_of(path).arch, "report": {"layers": str(tmp_path / "layers.csv")}}
+    recipe = validate({**fields, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}})
+    prunecli.prune(recipe, str(path.parent / "dense.safetensors"), None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_factors_are_not_factorised_again(pruned: tuple[Path, object], tmp_path: Path) -> None:

@@ -192,6 +192,22 @@ def test_overlap_with_itself_with_labels_and_with_chance(tmp_path: Path) -> None
     assert set(same.layers.values()) == {1.0}
 
 
+def test_what_a_report_needs_is_missed_before_the_work(tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    plain = {"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}}
+    prunecli.prune(validate({**plain, "arch": "cifar_resnet20"}), "cifar_resnet20", other)
+    reports = {
+        "images with labels": {"linear_probe": True},
+        "is another network": {"overlap_with": str(other)},
+        "not exist|no such": {"overlap_with": "nowhere.safetensors"},
+        "folder": {"layers": str(tmp_path / "nowhere" / "layers.csv")},
+    }
+    for words, report in reports.items():
+        with pytest.raises(InputError, match=words):
+            prunecli.prune(validate({**plain, "report": report}), DIGITS, tmp_path / "o.safetensors")
+        assert not (tmp_path / "o.safetensors").exists()
+
+
 def test_features_can_be_trained_once_more_and_the_start_moved(tmp_path: Path) -> None:
     rewound = prunecli.prune(recipe(0.3, method={"rewind": 1}), DIGITS, tmp_path / "a.safetensors")
     trained = prunecli.prune(recipe(0.3, method={"leave": "trained"}), DIGITS, tmp_path / "b.safetensors")
