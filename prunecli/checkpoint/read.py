@@ -59,12 +59,10 @@ class Checkpoint:
         return [*self.notes, *self.renamed]
 
     def spelled(self, names: Collection[str]) -> Checkpoint:
-        """The same with the names that a module has, where some way to read the file's names gives those."""
+        """The same with that way to read the file's names which comes nearest to those of a module."""
         wanted = set(filter(telling, names))
-        for state, notes in spellings(self.written):
-            if set(filter(telling, state)) == wanted:
-                return replace(self, state=state, renamed=notes)
-        return self
+        ways = (replace(self, state=state, renamed=notes) for state, notes in spellings(self.written))
+        return min((self, *ways), key=lambda way: len(wanted ^ set(filter(telling, way.state))))
 
 
 def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Checkpoint:

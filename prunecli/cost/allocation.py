@@ -138,7 +138,7 @@ def _share(text: str, where: str) -> float:
 
 def _from_result(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, float]:
     """Rows that are left, where any layer is narrower; otherwise weights that are not zero."""
-    state = read(path).state
+    state = read(path).spelled([f"{layer}.weight" for layer in shapes]).state
     weights = {layer: state[f"{layer}.weight"] for layer in shapes if f"{layer}.weight" in state}
     if any(tuple(weight.shape) != shapes[layer] for layer, weight in weights.items()):
         return {layer: min(1.0, weight.shape[0] / shapes[layer][0]) for layer, weight in weights.items()}

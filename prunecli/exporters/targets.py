@@ -219,6 +219,7 @@ def _compare(target: Target, module: nn.Module, tests: Sequence[Example], path: 
 
 
 def _same_tensors(module: nn.Module, path: Path) -> None:
-    state = read(path).state
-    if any(not torch.equal(state[name], tensor) for name, tensor in module.state_dict().items()):
+    own = module.state_dict()
+    found = read(path).spelled(own).state
+    if own.keys() != found.keys() or not all(torch.equal(found[name], tensor) for name, tensor in own.items()):
         raise VerificationError("the written state dict differs from the model; nothing was written")

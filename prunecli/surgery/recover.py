@@ -82,15 +82,16 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for batch in images():
-            with _last_input(old) as before, _last_input(new) as now:
+            with _inputs(old) as before, _inputs(new) as now:
                 dense(batch)
                 twin(batch)
-            given = _given(old, before[0])[:, rows]
-            wanted = given - new.border(now[0].shape[2:]) if isinstance(new, Bordered) else given  # the border stays
-            found, target = _samples(new, now[0], wanted, generator)
-            read = F.pad(found, (0, 1), value=1.0).double()
-            gram += read.T @ read
-            moment += read.T @ target.double()
+            for was, x in zip(before, now, strict=False):  # none where another module reads the weight itself
+                given = _given(old, was)[:, rows]
+                wanted = given - new.border(x.shape[2:]) if isinstance(new, Bordered) else given  # the border stays
+                found, target = _samples(new, x, wanted, generator)
+                read = F.pad(found, (0, 1), value=1.0).double()
+                gram += read.T @ read
+                moment += read.T @ target.double()
         if gram[-1, -1] < 2 * width:  # the count of places: too few would be learned by heart
             return
         start = F.pad(weight.flatten(1).double(), (0, 1)).T
@@ -106,7 +107,8 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
 
 
 @contextmanager
-def _last_input(layer: nn.Module) -> Iterator[list[Tensor]]:
+def _inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """What a layer reads, each time it runs."""
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
     try:

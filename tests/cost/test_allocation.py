@@ -86,6 +86,15 @@ def test_an_earlier_result_hands_its_widths_on(tmp_path: Path) -> None:
     assert shares == {"a": 0.25, "b": 1.0}
 
 
+def test_an_earlier_result_may_spell_its_names_otherwise(tmp_path: Path) -> None:
+    """A prefix that looks like a wrapper's may be the network's own, or not."""
+    shapes = {"net.a": (16, 8, 3, 3), "net.b": (40, 10)}
+    for prefix in ("", "module."):
+        state = {f"{prefix}{name}.weight": torch.ones(shape) for name, shape in shapes.items()}
+        torch.save(state, tmp_path / "e.pt")
+        assert kept_shares(tmp_path / "e.pt", shapes) == {"net.a": 1.0, "net.b": 1.0}
+
+
 def test_an_earlier_result_of_full_width_hands_its_density_on(tmp_path: Path) -> None:
     shares = kept_shares(earlier(tmp_path / "sparse.safetensors", 16), {"a": (16, 8, 3, 3), "b": (40, 10)})
     assert shares == {"a": 1.0, "b": 0.6}

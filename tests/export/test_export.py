@@ -90,6 +90,27 @@ def test_state_dicts(suffix: str, small: str, tmp_path: Path) -> None:
     assert all(torch.equal(found[n], t) for n, t in own.items())
 
 
+class Prefixed(nn.Module):
+    """Its own names begin like a wrapper's, and it has a weight that others would fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2)
+        )  # fmt: skip
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_state_dicts_keep_the_names_of_the_model(suffix: str, tmp_path: Path) -> None:
+    path, module = tmp_path / f"m.{suffix}", Prefixed()
+    prunecli.export(module, path, prunecli.Opening.like(torch.zeros(1, 4)))
+    found = load_file(path) if suffix == "safetensors" else torch.load(path, weights_only=True)
+    Prefixed().load_state_dict(found)
+
+
 class OneFilterEach(nn.Module):
     """Every image has filters of its own, so that the batch size is a number of groups (StyleGAN2)."""
 

@@ -17,6 +17,7 @@ from prunecli.graph.tape import Example
 from prunecli.surgery.apply import cut
 from prunecli.surgery.border import border
 from prunecli.surgery.plan import repair
+from prunecli.surgery.probe import halves, survey
 from prunecli.surgery.recover import recalibrate, refit
 
 PICTURES = torch.randn(16, 3, 8, 8)
@@ -78,6 +79,30 @@ def test_it_never_fits_worse_than_it_was() -> None:
     expected = module(pictures)
     errors = [(m(pictures) - expected).square().mean() for m in (smaller, fitted)]
     assert errors[1] < 0.7 * errors[0]
+
+
+class Odd(nn.Module):
+    """Attention that reads the weight of a linear layer itself, and a layer that runs twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.TransformerEncoderLayer(8, 2, 64, batch_first=True, dropout=0.0)
+        self.inner, self.twice, self.out = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.twice(self.twice(self.inner(self.attention(x[:, 0]))).relu()).relu())
+
+
+def test_layers_that_run_twice_or_not_by_themselves() -> None:
+    torch.manual_seed(0)
+    module = Odd().eval()
+    channels = survey(module, Example((PICTURES[:1],)))
+    smaller, journal = cut(module, channels, halves(channels))
+    assert {("attention.self_attn.out_proj.weight", 1), ("twice.weight", 1)} <= journal.kept.keys()
+    fitted = refit(module, smaller, journal, lambda: iter([PICTURES]))
+    expected = module(PICTURES)
+    errors = [(m(PICTURES) - expected).square().mean() for m in (smaller, fitted)]
+    assert errors[1] < errors[0]
 
 
 def test_widths_and_names_stay() -> None:
