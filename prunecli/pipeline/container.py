@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.read import read, sha256
 from prunecli.checkpoint.write import write_tensors
-from prunecli.errors import VerificationError
+from prunecli.errors import VerificationError, blamed_on_the_model
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import drawn, outputs
@@ -92,11 +92,24 @@ def _same_after_reload(model: Model, opened: Model) -> Callable[[Path], None]:
     def check(path: Path) -> None:
         reloaded = _reload(path, model, opened)
         example = drawn(model.module, model.example.to(dtype=model.dtype), seed=1)
-        expected, found = (outputs(m.eval(), example) for m in (model.module, reloaded))
+        with blamed_on_the_model("does not run in the dtype of its weights"):
+            expected = outputs(model.module.eval(), example)
+        found = outputs(reloaded.eval(), example)
         if len(expected) != len(found) or not all(map(_identical, expected, found)):
-            raise VerificationError("the file does not reload to the model that was written; nothing was written")
+            raise VerificationError(
+                "the file does not reload to the model that was written; nothing was written",
+                hint=_forgotten(model.module, reloaded),
+            )
 
     return check
+
+
+def _forgotten(module: nn.Module, reloaded: nn.Module) -> str:
+    """Says which of the buffers that no file holds come out otherwise."""
+    stored, again = module.state_dict(), dict(reloaded.named_buffers())
+    lost = [n for n, b in module.named_buffers() if n not in stored and not (n in again and _identical(b, again[n]))]
+    names = ", ".join(lost)
+    return f"{names}: no file holds these buffers, and the architecture gives other values each time" if lost else ""
 
 
 def _identical(first: Tensor, second: Tensor) -> bool:

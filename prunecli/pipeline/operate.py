@@ -25,7 +25,7 @@ from prunecli.graph.channels import Bools, Channels, trace, written
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import drawn
 from prunecli.graph.tape import Example
-from prunecli.graph.tensors import weight_norms
+from prunecli.graph.tensors import named_tensors, weight_norms
 from prunecli.methods.base import Evidence, Method, select
 from prunecli.methods.widths import excluding
 from prunecli.model import Model
@@ -369,8 +369,8 @@ def restore_dtypes(module: nn.Module, original: nn.Module) -> nn.Module:
     Raises:
         VerificationError: a folded number is too large for the checkpoint's dtype.
     """
-    dtypes = {name: tensor.dtype for name, tensor in original.state_dict().items()}
-    for name, tensor in module.state_dict(keep_vars=True).items():
+    dtypes = {name: tensor.dtype for name, tensor in named_tensors(original)}
+    for name, tensor in named_tensors(module):  # buffers that no file holds included
         layer = name.rpartition(".")[0]
         narrow = tensor.data.to(dtypes.get(name, dtypes.get(f"{layer}.weight", tensor.dtype)))
         if bool((torch.isfinite(tensor) & ~torch.isfinite(narrow)).any()):

@@ -85,7 +85,9 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
             with _inputs(old) as before, _inputs(new) as now:
                 dense(batch)
                 twin(batch)
-            for was, x in zip(before, now, strict=False):  # none where another module reads the weight itself
+            if [_places(old, was) for was in before] != [_places(new, x) for x in now]:
+                return  # another module reads the weight itself, or data decides what a layer reads (experts)
+            for was, x in zip(before, now, strict=True):
                 given = _given(old, was)[:, rows]
                 wanted = given - new.border(x.shape[2:]) if isinstance(new, Bordered) else given  # the border stays
                 found, target = _samples(new, x, wanted, generator)
@@ -115,6 +117,12 @@ def _inputs(layer: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         handle.remove()
+
+
+def _places(layer: nn.Module, x: Tensor) -> list[int]:
+    """The sizes of what a layer reads, without the channels."""
+    channels = 1 if isinstance(layer, nn.Conv2d) else x.ndim - 1
+    return [size for dim, size in enumerate(x.shape) if dim != channels]
 
 
 def _given(layer: nn.Module, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prunecli.errors import InputError, blamed_on_the_model
 from prunecli.graph.tape import output_tensors
 from prunecli.train.split import Split
 
@@ -17,7 +18,11 @@ def logits(output: object) -> Tensor:
 
 
 def accuracy(module: nn.Module, split: Split, indices: Tensor | None = None) -> float:
-    """Top-1 accuracy in [0, 1], in eval mode, on the device and in the dtype of the parameters."""
+    """Top-1 accuracy in [0, 1], in eval mode, on the device and in the dtype of the parameters.
+
+    Raises:
+        InputError: the model does not run on a batch, or gives no answer for each image.
+    """
     home = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
     indices = torch.arange(len(split)) if indices is None else indices
     batches = list(indices.split(BATCH))
@@ -27,7 +32,10 @@ def accuracy(module: nn.Module, split: Split, indices: Tensor | None = None) -> 
     try:
         with torch.no_grad():
             for chosen, images in zip(batches, split.batches(batches), strict=True):
-                found = logits(module(images.to(home.device, home.dtype))).argmax(1).cpu()
+                with blamed_on_the_model(f"does not run on {len(images)} images"):
+                    found = logits(module(images.to(home.device, home.dtype))).argmax(1).cpu()
+                if len(found) != len(images):
+                    raise InputError(f"the model gives {len(found)} answers for {len(images)} images")
                 right += int((found == split.labels[chosen]).sum())
     finally:
         module.train(training)

@@ -31,7 +31,7 @@ def linear_probe(module: nn.Module, example: Example, data: Data, seed: int) -> 
     centred = features - mean
     targets = F.one_hot(labels).double()
     normal = centred.T @ centred
-    normal.diagonal().add_(RIDGE * normal.diagonal().mean())
+    normal.diagonal().add_(RIDGE * normal.diagonal().mean() + torch.finfo().tiny)  # features may all be constant
     weights = torch.linalg.solve(normal, centred.T @ (targets - targets.mean(0)))
     seen, answers = _features(module, head, test, torch.arange(len(test)))
     return float((((seen - mean) @ weights + targets.mean(0)).argmax(1) == answers).double().mean())

@@ -22,6 +22,7 @@ from prunecli.pipeline.overlap import kept, overlap
 from prunecli.recipe.load import validate
 from prunecli.recipe.schema import Budget, Train
 from prunecli.train.data import Data, open_data
+from prunecli.train.linear_probe import linear_probe
 from prunecli.train.loop import Trainer
 
 DIGITS = str(Path(__file__).parents[2] / "recipes" / "digits.safetensors")
@@ -206,6 +207,15 @@ def test_what_a_report_needs_is_missed_before_the_work(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=words):
             prunecli.prune(validate({**plain, "report": report}), DIGITS, tmp_path / "o.safetensors")
         assert not (tmp_path / "o.safetensors").exists()
+
+
+def test_a_probe_of_features_that_say_nothing_finds_nothing() -> None:
+    model = open_model(DIGITS, Opening())
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.zero_()
+    data = open_data("digits", (1, 8, 8), 10)
+    assert linear_probe(model.module, model.example, data, 0) < 0.2
 
 
 def test_features_can_be_trained_once_more_and_the_start_moved(tmp_path: Path) -> None:

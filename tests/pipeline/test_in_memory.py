@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from zoo.user_models import MODELS
 import prunecli
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
-from prunecli.errors import InputError
+from prunecli.errors import InputError, VerificationError
 from prunecli.inputs import parse_inputs
 from prunecli.model import open_model
 from prunecli.pipeline.container import origin
@@ -248,3 +249,32 @@ def test_what_computes_in_float32_is_verified_so(tmp_path: Path) -> None:
     facts = prunecli.prune(recipe(), Timed(), tmp_path / "o.safetensors", takes)
     assert facts.verified
     assert facts.verified.dtype == "float32"
+
+
+def test_buffers_that_no_file_holds_keep_their_dtype(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = MODELS["FollowingBuffer"]()
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    facts = prunecli.prune(recipe(data="fake:3x8x8"), module, tmp_path / "o.safetensors", takes)
+    assert facts.after.accuracy is not None
+    smaller = prunecli.load(tmp_path / "o.safetensors", into=copy.deepcopy(module))
+    assert {tensor.dtype for tensor in (*smaller.parameters(), *smaller.buffers())} == {torch.float32}
+
+
+def test_buffers_that_come_out_otherwise_are_named(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from zoo.user_models import FollowingBuffer\n")
+    asked = recipe(input="1x3x8x8")
+    with pytest.raises(VerificationError) as caught:
+        prunecli.prune(asked, f"{tmp_path / 'net.py'}:FollowingBuffer", tmp_path / "o.safetensors")
+    assert caught.value.hint.startswith("shift: no file holds these buffers")
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [("RegionsOfInterest", "gives 2 answers for 256 images"), ("Packed", "does not run on 256 images")],
+)
+def test_a_batch_that_a_model_does_not_take_is_told(name: str, problem: str, tmp_path: Path) -> None:
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InputError, match=problem):
+        prunecli.prune(recipe(data="fake:3x8x8"), MODELS[name](), tmp_path / "o.safetensors", takes)

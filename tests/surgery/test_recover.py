@@ -9,6 +9,7 @@ import pytest
 import torch
 from randomise import randomise
 from torch import nn
+from zoo.user_models import MODELS
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
@@ -103,6 +104,15 @@ def test_layers_that_run_twice_or_not_by_themselves() -> None:
     expected = module(PICTURES)
     errors = [(m(PICTURES) - expected).square().mean() for m in (smaller, fitted)]
     assert errors[1] < errors[0]
+
+
+def test_experts_that_read_other_rows_after_a_cut_are_left_as_they_are() -> None:
+    torch.manual_seed(0)
+    module = MODELS["Experts"]().eval()
+    channels = survey(module, Example((PICTURES[:1],)))
+    smaller, journal = cut(module, channels, halves(channels))
+    fitted = refit(module, smaller, journal, lambda: iter([torch.randn(64, 3, 8, 8)]))
+    assert {n: t.shape for n, t in fitted.state_dict().items()} == {n: t.shape for n, t in smaller.state_dict().items()}
 
 
 def test_widths_and_names_stay() -> None:
