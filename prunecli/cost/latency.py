@@ -20,6 +20,7 @@ from prunecli.graph.channels import Bools, Channels
 from prunecli.graph.tape import Example
 from prunecli.surgery.apply import cut
 from prunecli.surgery.plan import repair
+from prunecli.surgery.probe import settle
 
 Run = Callable[[], object]
 Floats = NDArray[np.float64]
@@ -80,6 +81,7 @@ def fitted(module: nn.Module, example: Example, channels: Channels) -> Polynomia
     features: dict[str, list[float]] = {}
     seconds: dict[str, list[float]] = {}
     for share in LEVELS:
+        channels = settle(module, example, channels, _narrowed(channels, share))
         removed = _narrowed(channels, share)
         smaller, _ = cut(module, channels, removed)
         for name, own in _own_seconds(smaller, example).items():

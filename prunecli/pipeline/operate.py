@@ -283,11 +283,21 @@ def _choose(case: _Case, module: nn.Module, channels: Channels, limit: Limit) ->
     """The channels that go, and what is left then; a choice that would break the model is made again without it."""
     scores = _allocated(case, module, channels)
     while True:
-        removed, figure = _solve(case, module, channels, scores, limit)
-        settled = settle(module, case.example, channels, removed)
-        if settled is channels:
-            return channels, removed, figure
-        channels = settled
+        try:
+            return channels, *_solve(case, module, channels, scores, limit)
+        except _Breaks as found:
+            channels = found.settled
+
+
+class _Breaks(Exception):
+    """A choice would break the model.
+
+    Attributes:
+        settled: the channels with what is to blame frozen.
+    """
+
+    def __init__(self, settled: Channels) -> None:
+        self.settled = settled
 
 
 def _allocated(case: _Case, module: nn.Module, channels: Channels) -> Floats:
@@ -305,9 +315,21 @@ def _allocated(case: _Case, module: nn.Module, channels: Channels) -> Floats:
 
 
 def _solve(case: _Case, module: nn.Module, channels: Channels, scores: Floats, limit: Limit) -> tuple[Bools, float]:
-    """What goes so that the limit holds, and the figure that it is about."""
+    """What goes so that the limit holds, and the figure that it is about.
+
+    Raises:
+        _Breaks: it may not go.
+    """
+
+    def sound(removed: Bools) -> Bools:
+        settled = settle(module, case.example, channels, removed)
+        if settled is not channels:
+            raise _Breaks(settled)
+        return removed
+
     if limit.unit == "layers":
-        removed = repair(channels, scores < 1, np.argsort(-scores, kind="stable"), case.method.min_channels)
+        order = np.argsort(-scores, kind="stable")
+        removed = sound(repair(channels, scores < 1, order, case.method.min_channels))
         return removed, limit.cost(~removed)
     wanted = case.recipe.strip.round_to
     multiple = preferred_multiple(case.budget.device) if wanted == "auto" else wanted
@@ -317,13 +339,13 @@ def _solve(case: _Case, module: nn.Module, channels: Channels, scores: Floats, l
         return Search(channels, scores, limit.cost, amount, least, limit.unit, limit.whole, limit.show)
 
     def finished(amount: float) -> Solution:
-        removed = search(max(amount, search(0).least())).solve(multiple)
+        removed = sound(search(max(amount, search(0).least())).solve(multiple))
         smaller, journal = cut(module, channels, removed)
         return Solution(removed, restore_dtypes(smaller, case.opened.module), journal)
 
     if limit.measure is not None:
         return confirmed(limit, finished)
-    removed = search(limit.amount).solve(multiple)
+    removed = sound(search(limit.amount).solve(multiple))
     return removed, limit.cost(~removed)
 
 
@@ -372,7 +394,8 @@ def restore_dtypes(module: nn.Module, original: nn.Module) -> nn.Module:
     dtypes = {name: tensor.dtype for name, tensor in named_tensors(original)}
     for name, tensor in named_tensors(module):  # buffers that no file holds included
         layer = name.rpartition(".")[0]
-        narrow = tensor.data.to(dtypes.get(name, dtypes.get(f"{layer}.weight", tensor.dtype)))
+        new = dtypes.get(f"{layer}.weight", tensor.dtype) if tensor.is_floating_point() else tensor.dtype
+        narrow = tensor.data.to(dtypes.get(name, new))
         if bool((torch.isfinite(tensor) & ~torch.isfinite(narrow)).any()):
             raise VerificationError(f"{name} does not fit into {narrow.dtype}; nothing was written")
         tensor.data = narrow

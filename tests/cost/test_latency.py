@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from zoo.user_models import MODELS
 
 from prunecli.cost import latency
 from prunecli.cost.count import work
 from prunecli.cost.latency import _fit, _own_seconds, fitted, preferred_multiple, turns
 from prunecli.graph.channels import trace
 from prunecli.graph.tape import Example
+from prunecli.surgery.probe import survey
 
 EXAMPLE = Example((torch.randn(8, 3, 48, 48),))
 CPU = torch.device("cpu")
@@ -24,6 +26,13 @@ def network() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 128, 3), nn.ReLU(), nn.Conv2d(128, 10, 3), nn.Flatten()
     ).eval()
+
+
+def test_widths_that_would_break_the_model_are_not_tried() -> None:
+    """Heads are a share of the stream in Python: not every width can be timed."""
+    module, example = MODELS["BiasByIndex"]().eval(), Example((torch.zeros(1, 3, 8, 8),))
+    channels = survey(module, example)
+    assert fitted(module, example, channels)(np.ones(channels.count, dtype=np.bool_)) > 0
 
 
 def test_more_channels_never_cost_less() -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from zoo.user_models import MODELS
 
+import prunecli
+from prunecli.errors import InputError
+from prunecli.facts import PruneFacts
 from prunecli.graph.channels import Channels
 from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example, output_tensors
+from prunecli.recipe.load import validate
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves, settle, survey
@@ -25,9 +32,13 @@ WHOLE = {
 }  # fmt: skip
 
 
-def built(name: str) -> nn.Module:
+def fresh(name: str) -> nn.Module:
     torch.manual_seed(0)
-    module = MODELS[name]().double().eval()
+    return MODELS[name]().eval()
+
+
+def built(name: str) -> nn.Module:
+    module = fresh(name).double()
     for hidden in getattr(module, "hidden", []):
         hidden.double()
     return module
@@ -187,3 +198,28 @@ def test_random_cuts_run(name: str) -> None:
         smaller, _ = cut(module, channels, removed)
         test = [random_example(EXAMPLE, seed)]
         assert compare(masked(module, channels, removed), smaller, test, torch.float64).max_rel_error <= 1e-12
+
+
+def pruned(module: nn.Module, path: Path) -> PruneFacts | None:
+    """None where too little of the model can go."""
+    fields = {"version": 1, "method": {"name": "random"}, "budget": {"flops": 0.6}, "strip": {"expand": "always"}}
+    try:
+        return prunecli.prune(validate(fields), module, path, prunecli.Opening.like(torch.zeros(1, 3, 8, 8)))
+    except InputError as error:
+        if not re.search("no prunable channel|cannot be met", str(error)):
+            raise
+        return None
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "FakeQuantised"])  # which runs in float64 only
+def test_from_a_module_to_a_file_and_back(name: str, tmp_path: Path) -> None:
+    module = fresh(name)
+    facts = pruned(module, tmp_path / "o.safetensors")
+    if facts is None:
+        assert not list(tmp_path.iterdir())
+        return
+    assert facts.budget.met <= 0.6
+    assert facts.verified.max_rel_error <= 1e-12
+    smaller, test = prunecli.load(tmp_path / "o.safetensors", into=fresh(name)), torch.randn(1, 3, 8, 8)
+    for before, after in zip(output_tensors(module(test)), output_tensors(smaller(test)), strict=True):
+        assert (before.shape, before.dtype) == (after.shape, after.dtype)
