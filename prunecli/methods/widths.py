@@ -15,7 +15,7 @@ from prunecli.graph.channels import Bools, Channels, Ints
 from prunecli.graph.tape import Example
 from prunecli.methods.base import select
 from prunecli.recipe.schema import Budget
-from prunecli.surgery.probe import Restrict, survey
+from prunecli.surgery.probe import Restrict, one_of_each, settle, survey
 
 LEAST = 2  # channels of a layer: a dim of length 1 is broadcast, and no longer told from a constant
 Floats = NDArray[np.float64]
@@ -106,11 +106,12 @@ class Widths:
 
 
 def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Restrict, min_channels: int) -> Widths:
-    """Survey a model.
+    """Survey a model: training may leave any number of the channels that may go.
 
     Channels that two activations read (the scores of attention) stay, since there is no weight that could ignore them.
     """
     channels = survey(module, example, restrict)
+    channels = settle(module, example, channels, one_of_each(channels))
     mixed = _read_by_activations(channels)
     unread = {
         group.name: "no single weight reads it"

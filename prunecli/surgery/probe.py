@@ -210,3 +210,12 @@ def halves(channels: Channels) -> Bools:
         if not group.frozen:
             removed[group.channels[1::2] if len(group.channels) > 1 else group.channels] = True
     return repair(channels, removed)
+
+
+def one_of_each(channels: Channels) -> Bools:
+    """One channel of each group that can be pruned, as far as all constraints allow; even widths are odd then."""
+    removed = np.zeros(channels.count, dtype=np.bool_)
+    for group in channels.groups:
+        if not group.frozen:
+            removed[group.channels[-1]] = True
+    return repair(channels, removed)

@@ -11,6 +11,7 @@ from interruptions import continued
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from zoo.user_models import MODELS
 
 import prunecli
 from prunecli.errors import InputError
@@ -275,3 +276,13 @@ def test_masked_channels_go_and_the_flops_are_met(tmp_path: Path) -> None:
     assert facts.removed_channels > 0
     assert facts.after.accuracy > 0.8
     assert facts.verified.max_rel_error < 1e-12
+
+
+def test_widths_that_no_training_can_promise_are_whole_from_the_start(tmp_path: Path) -> None:
+    """Heads are half of the stream, so that only even widths run: what training leaves may be odd."""
+    fields = {"version": 1, "data": "fake:3x8x8", "train": {"epochs": 1}, "budget": {"flops": 0.7}}
+    recipe = validate({**fields, "method": {"name": "gumbel", "structure": "channel"}})
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InputError, match="cannot be met: the least possible is 9"):
+        prunecli.prune(recipe, MODELS["BiasByIndex"](), tmp_path / "o.safetensors", takes)
+    assert not list(tmp_path.iterdir())
