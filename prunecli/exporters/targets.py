@@ -21,7 +21,7 @@ from prunecli.errors import InputError, VerificationError, summary
 from prunecli.graph.examples import outputs, same_draws
 from prunecli.graph.tape import Example, output_tensors
 
-TOLERANCE = 1e-4  # of the largest output, float32
+TOLERANCE = 1e-4  # of the largest output; of narrower dtypes some units in the last place
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,13 @@ def write_and_run(
     except (InputError, VerificationError):
         raise
     except Exception as error:  # exporters raise whatever they meet, and wrap it in advice for their developers
-        raise InputError(f"{target.title} cannot carry this model: {summary(_root(error))}") from error
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters()} - {"float32"})
+        hint = f"its weights are {', '.join(dtypes)}, which few runtimes compute with: float32" if dtypes else ""
+        raise InputError(f"{target.title} cannot carry this model: {summary(_root(error))}", hint=hint) from error
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    return max(TOLERANCE, 4 * torch.finfo(dtype).eps) if dtype.is_floating_point else TOLERANCE
 
 
 def _written(target: Target, module: nn.Module, tests: Sequence[Example], path: Path, *, any_batch: bool) -> float:
@@ -208,7 +214,7 @@ def _compare(target: Target, module: nn.Module, tests: Sequence[Example], path: 
             found = target.run(path, test)
         for a, b in zip(expected, found, strict=True):
             error = float((a - b).abs().max())
-            if not error <= TOLERANCE * max(1.0, float(a.abs().max())):
+            if not error <= _tolerance(a.dtype) * max(1.0, float(a.abs().max())):
                 same = all(map(torch.equal, expected, outputs(module, test, seed=1)))
                 raise VerificationError(
                     f"the {target.title} file differs by {error:.2e} in {target.runtime}; nothing was written",

@@ -12,6 +12,9 @@ from prunecli.checkpoint.read import weight_files
 from prunecli.cost.measure import fvcore_flops
 from prunecli.facts import Figures
 from prunecli.model import Model
+from prunecli.units import human
+
+BULKY = 1.5  # times its tensors: names and alignment take less, an average of the weights more
 
 
 def count(tensors: Mapping[str, Tensor]) -> tuple[int, int, float]:
@@ -39,11 +42,20 @@ def tensor_bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
-def source_bytes(model: Model) -> int:
-    """Size of the file (all weights of a folder), or of the tensors where there is no file."""
-    if model.path is None:
-        return tensor_bytes(model.module)
-    return path_bytes(model.path)
+def weight_bytes(model: Model) -> int:
+    """What a smaller file is compared with: the file on disk, or the tensors where there is none, or where it holds
+    far more than they take.
+    """
+    tensors = tensor_bytes(model.module)
+    stored = tensors if model.path is None else path_bytes(model.path)
+    return stored if stored <= BULKY * tensors else tensors
+
+
+def beside_the_weights(model: Model) -> list[str]:
+    """Says what of a file is not counted: optimizer states, averages, masks."""
+    if model.path is None or (other := path_bytes(model.path) - weight_bytes(model)) <= 0:
+        return []
+    return [f"{human(other)}B of {model.path.name} are no weights of the model and are not counted"]
 
 
 def path_bytes(path: Path) -> int:

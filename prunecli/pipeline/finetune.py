@@ -13,7 +13,7 @@ from prunecli.facts import BudgetFacts, FinetuneFacts, Verified
 from prunecli.model import DEFAULT, Model, Opening, Source, open_beside, open_model
 from prunecli.pipeline.container import Provenance, identity, origin, save
 from prunecli.pipeline.evaluation import data_for, evaluated
-from prunecli.pipeline.figures import figures, source_bytes
+from prunecli.pipeline.figures import beside_the_weights, figures, weight_bytes
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe, Train
 from prunecli.train.evaluate import accuracy
@@ -56,7 +56,7 @@ def finetune(
     guide = None if teacher is None else open_beside(opened, teacher, trust=opening.trust)
     check_container(output, *inputs, *([guide.path] if guide and guide.path else []))
     images = data_for(opened, recipe.data)
-    before = figures(opened, opened.module, source_bytes(opened), accuracy(opened.module, images.test))
+    before = figures(opened, opened.module, weight_bytes(opened), accuracy(opened.module, images.test))
     guided = None if guide is None else guide.module
     known = _identity(recipe, settings, opened, guide)
     training = Training(images, recipe.seed, guided, output, known, resume, report)
@@ -77,7 +77,7 @@ def finetune(
         budget=budget,
         output=str(output),
         seconds=round(time.monotonic() - started, 3),
-        notes=[*opened.notes, *training.notes],
+        notes=[*beside_the_weights(opened), *opened.notes, *training.notes],
     )
 
 

@@ -24,7 +24,7 @@ from prunecli.graph.channels import Bools, Channels, trace
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example
 from prunecli.model import Model
-from prunecli.pipeline.figures import source_bytes
+from prunecli.pipeline.figures import weight_bytes
 from prunecli.recipe.schema import Budget, Recipe
 from prunecli.units import human
 
@@ -127,7 +127,7 @@ def _size(stage: Stage, progress: float) -> Limit:
     state = stage.opened.module.state_dict()
     widths = {name: state[name].element_size() for name in state if name in stage.channels.tape.params}
     cost = params(stage.channels, widths, widths)
-    whole = float(source_bytes(stage.reference))
+    whole = float(weight_bytes(stage.reference))
 
     def measure(module: nn.Module, journal: Journal) -> float:
         full = stage.opened.journal.then(stage.journal).then(journal)

@@ -15,7 +15,7 @@ from prunecli.model import DEFAULT, Model, Opening, Source, open_model
 from prunecli.pipeline.container import Provenance, identity, origin, save
 from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
 from prunecli.pipeline.extras import Extras
-from prunecli.pipeline.figures import figures, source_bytes
+from prunecli.pipeline.figures import beside_the_weights, figures, weight_bytes
 from prunecli.pipeline.operate import unprunable
 from prunecli.pipeline.steps import Steps, Way, insist_on_change
 from prunecli.pipeline.training import Training
@@ -61,7 +61,7 @@ def prune(
     if _trains(recipe) and images is None:
         raise InputError("the recipe trains, but no data is given", hint="data: in the recipe, or --data")
     extras = Extras.prepared(recipe, opened, images)
-    before = figures(opened, opened.module, source_bytes(opened), known_accuracy(opened.module, images))
+    before = figures(opened, opened.module, weight_bytes(opened), known_accuracy(opened.module, images))
     training = None if output is None else _training(recipe, opened, images, output, resume, report)
     steps = Steps(opened, recipe, images, training)
     way = steps.run()
@@ -73,7 +73,7 @@ def prune(
         provenance = Provenance(recipe.resolved(), result.verified, result.budget, evaluation)
         after = replace(after, bytes=save(output, final, opened, provenance))
     facts = _facts(opened, extras.added_to(way, write=output is not None), before, after)
-    facts = replace(facts, notes=[*_left_out(recipe, opened), *facts.notes])
+    facts = replace(facts, notes=[*_left_out(recipe, opened), *beside_the_weights(opened), *facts.notes])
     if training is not None:
         facts = replace(facts, notes=[*training.notes, *facts.notes])
         training.forget()

@@ -92,6 +92,13 @@ def _refusal(
             "nothing was written",
             hint="did its training diverge? take an earlier checkpoint",
         )
+    given = outputs(copied(reference).to(dtype).eval(), examples[0].to(dtype=dtype))
+    if not all(bool(tensor.isfinite().any()) for tensor in given if tensor.numel()):
+        return VerificationError(
+            "the model gives nothing but numbers that are not finite, so that nothing can be shown to be equal; "
+            "nothing was written",
+            hint="a weight norm without a direction, or a batch norm without variance?",
+        )
     if compare(reference, reference, examples, dtype, seeds=(0, 1)).max_abs_error:
         return VerificationError(
             "the model gives other outputs for the same input, so that nothing can be shown to be equal; "

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import prunecli
 from prunecli.cost.latency import turns
-from prunecli.errors import VerificationError
+from prunecli.errors import InputError, VerificationError
 from prunecli.exporters.targets import onnx_session
 from prunecli.graph.tape import Example
 from prunecli.recipe.load import load
@@ -88,6 +88,17 @@ def test_state_dicts(suffix: str, small: str, tmp_path: Path) -> None:
     found = load_file(path) if suffix == "safetensors" else torch.load(path, weights_only=True)
     own = prunecli.load(small).state_dict()
     assert all(torch.equal(found[n], t) for n, t in own.items())
+
+
+def test_half_precision_differs_in_its_last_places_only(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64)).half()
+    facts = prunecli.export(module, tmp_path / "m.onnx", prunecli.Opening.like(torch.zeros(1, 256)))
+    assert 1e-4 < facts.max_abs_error < 4e-3
+    with pytest.raises(InputError) as caught:
+        prunecli.export(module.bfloat16(), tmp_path / "b.onnx", prunecli.Opening.like(torch.zeros(1, 256)))
+    assert "bfloat16" in caught.value.hint
+    assert not (tmp_path / "b.onnx").exists()
 
 
 class Prefixed(nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import prunecli
@@ -124,3 +125,20 @@ def test_a_wrong_model_of_the_cost_is_corrected(truth: object) -> None:
     removed, figure = confirmed(limit, solve)
     assert 0.97 * 0.5 * whole <= figure <= 0.5 * whole
     assert figure == truth(int((~removed).sum()))  # type: ignore[operator]
+
+
+def test_what_lies_beside_the_weights_is_no_part_of_the_size(checkpoint: str, tmp_path: Path) -> None:
+    """Three times the bytes, and still half of the weights has to go."""
+    state = torch.load(checkpoint)
+    momenta = {number: {"momentum_buffer": tensor.clone()} for number, tensor in enumerate(state.values())}
+    copies = {name: tensor.clone() for name, tensor in state.items()}
+    torch.save({"model": state, "model_ema": copies, "optimizer": {"state": momenta}}, tmp_path / "last.pt")
+    settings = validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"size": 0.5}})
+    facts = prunecli.prune(settings, str(tmp_path / "last.pt"), tmp_path / "o.safetensors")
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    assert facts.before.bytes == weights
+    assert 0.45 * weights < (tmp_path / "o.safetensors").stat().st_size <= 0.5 * weights
+    assert any("last.pt are no weights of the model" in note for note in facts.notes)
+    plain = prunecli.prune(settings, checkpoint, None)
+    assert plain.before.bytes == Path(checkpoint).stat().st_size
+    assert not any("no weights" in note for note in plain.notes)

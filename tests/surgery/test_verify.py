@@ -64,3 +64,11 @@ def test_integers_have_the_batch_of_the_others() -> None:
     floats, integers, number = random_example(mixed, 0, batch=3).args
     assert (floats.shape, integers.shape, number.shape) == ((3, 4), (3, 3), ())
     assert integers.eq(1).all()
+
+
+def test_outputs_that_are_not_finite_are_named() -> None:
+    """A weight norm whose direction is zero divides by zero: every weight is finite, no output is."""
+    module = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))).eval()
+    module[0].parametrizations.weight.original1.data.zero_()
+    with pytest.raises(VerificationError, match="nothing but numbers that are not finite"):
+        verify(module, module, [Example((torch.randn(2, 3),))])
