@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,9 +11,10 @@ from typing import Any
 
 from torch import nn
 
+from prunecli.arch.hugging_face_inputs import inputs_of
 from prunecli.checkpoint.read import weight_files
-from prunecli.errors import ArchError
-from prunecli.inputs import Argument, Inputs
+from prunecli.errors import ArchError, summary
+from prunecli.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Configured:
             module: nn.Module = kind(kind.config_class.from_dict(dict(self.config)))
         except Exception as error:  # transformers has no common base for its errors
             raise ArchError(f"{self}: {error}") from error
-        return module
+        return _without_cache(module)
 
     def filled(self) -> nn.Module:
         """The network with the weights of the folder: it may keep other names on disk than in memory.
@@ -77,12 +79,28 @@ class Configured:
             raise ArchError(f"{self}: {error}") from error
         if missing := sorted(found["missing_keys"]):
             raise ArchError(f"{self}: {len(missing)} tensors are missing: {', '.join(missing[:3])}")
-        filled: nn.Module = module
-        return filled
+        return _without_cache(module)
 
     def inputs(self) -> Inputs:
-        """Words for networks of text, an image for all others."""
-        if getattr(self._kind, "main_input_name", "") == "input_ids":
-            return (Argument((1, 16), "int64"),)
-        size, channels = self.config.get("image_size", 224), self.config.get("num_channels", 3)
-        return (Argument((1, channels, size, size)),)
+        """What the forward pass takes.
+
+        Raises:
+            ArchError: the configuration does not tell.
+        """
+        kind = self._kind
+        names = list(inspect.signature(kind.forward).parameters)[1:]
+        try:
+            return inputs_of(kind.config_class.from_dict(dict(self.config)), kind.main_input_name, names)
+        except Exception as error:  # whatever a configuration holds
+            raise ArchError(
+                f"what input does {self} take? its configuration does not tell: {summary(error)}",
+                hint="say it: --input 1x3x224x224",
+            ) from error
+
+
+def _without_cache(module: nn.Module) -> nn.Module:
+    """What a decoder remembers of earlier words is no output that keeps its widths; `generate` turns it on again."""
+    for part in module.modules():  # some decoders have a configuration of their own
+        if getattr(getattr(part, "config", None), "use_cache", False):
+            part.config.use_cache = False  # type: ignore[union-attr]
+    return module

@@ -58,7 +58,7 @@ def _evaluate(op: Op, tape: Tape, fields: Fields) -> list[Field]:
         return _layout(op, tape, fields)
     if op.name in _NO_VALUE:
         return nothing
-    if op.name in ELEMENTWISE or is_pointwise(op.func):
+    if refs and (op.name in ELEMENTWISE or is_pointwise(op.func)):
         return [_pointwise(op, tape, fields), *nothing[1:]]
     return nothing
 

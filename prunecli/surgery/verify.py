@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import torch
@@ -13,17 +14,19 @@ from prunecli.graph.copying import copied
 from prunecli.graph.examples import outputs
 from prunecli.graph.tape import Example, ForwardError, record
 
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def widest(module: nn.Module, example: Example) -> tuple[nn.Module, Example]:
-    """A copy in float64, or in its own dtype where it holds tensors that a conversion does not reach."""
-    wide, cast = copied(module).double(), example.to(dtype=torch.float64)
-    try:
-        record(wide, cast)
-    except ForwardError:
-        return copied(module), example
-    return wide, cast
+    """A copy in float64; where it holds tensors that a conversion does not reach, or has kernels for narrower
+    numbers only, in float32 or in its own dtype.
+    """
+    for dtype in (torch.float64, torch.float32):
+        wide, cast = copied(module).to(dtype), example.to(dtype=dtype)
+        with contextlib.suppress(ForwardError):
+            record(wide, cast)
+            return wide, cast
+    return copied(module), example
 
 
 def compare(
@@ -72,8 +75,7 @@ def verify(
         dtype: float64 wherever the model runs in it.
 
     Raises:
-        VerificationError: the outputs differ by more than 1e-10 of the largest output (float32: 1e-5), or are not
-            finite.
+        VerificationError: the outputs differ by more than `TOLERANCE` of the largest output, or are not finite.
     """
     result = compare(reference, smaller, examples, dtype)
     if result.max_rel_error > TOLERANCE[dtype]:
