@@ -224,7 +224,19 @@ def filled(spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, source
     Raises:
         ArchError: they do not fit.
     """
-    return _filled(blank(spec), lambda: build(spec), state, journal, f"{source} as {spec}")
+    module = _filled(blank(spec), lambda: build(spec), state, journal, f"{source} as {spec}")
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
+    return _converted(module, *dtypes) if len(dtypes) == 1 else module
+
+
+def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """With the buffers that no file holds in the dtype of the others, as they were when `module.half()` was saved."""
+    stored = module.state_dict()
+    for name, buffer in [*module.named_buffers()]:
+        if name not in stored and buffer.dtype == torch.get_default_dtype():
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, buffer.to(dtype))
+    return module
 
 
 def _filled(

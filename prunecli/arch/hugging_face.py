@@ -53,8 +53,8 @@ class Configured:
             ArchError: transformers is missing, has no such class or does not accept the configuration.
         """
         kind = self._kind
-        try:
-            module: nn.Module = kind(kind.config_class.from_dict(dict(self.config)))
+        try:  # in the dtype that the configuration names, as `from_pretrained` does
+            module: nn.Module = kind._from_config(kind.config_class.from_dict(dict(self.config)))
         except Exception as error:  # transformers has no common base for its errors
             raise ArchError(f"{self}: {error}") from error
         return _without_cache(module)

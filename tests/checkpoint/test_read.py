@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.parametrizations import weight_norm
 
+import prunecli
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.checkpoint.read import read
@@ -28,6 +29,7 @@ from prunecli.checkpoint.values import LeftOut, left_out
 from prunecli.errors import CheckpointError, UnsafeFileError
 from prunecli.inputs import Argument
 from prunecli.model import Opening, open_model
+from prunecli.recipe.load import validate
 
 State = dict[str, Tensor]
 
@@ -329,3 +331,26 @@ def test_a_hugging_face_folder_is_a_model(pickled: bool, tmp_path: Path) -> None
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(opened.module(images).logits, saved(images).logits)
+
+
+class Shifted(nn.Module):
+    """Adds a table that is computed, not stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.register_buffer("table", torch.arange(16) / 16, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu() + self.table)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_buffers_that_are_not_stored_follow_the_dtype_of_the_file(dtype: torch.dtype, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from checkpoint.test_read import Shifted\n")
+    torch.manual_seed(0)
+    torch.save(Shifted().to(dtype).state_dict(), tmp_path / "m.pt")
+    arch = f"{tmp_path / 'net.py'}:Shifted"
+    fields = {"version": 1, "arch": arch, "input": "1x8", "method": {"name": "magnitude"}, "budget": {"flops": 0.6}}
+    prunecli.prune(validate(fields), str(tmp_path / "m.pt"), tmp_path / "o.safetensors")
+    assert prunecli.load(tmp_path / "o.safetensors", arch=arch)(torch.ones(2, 8, dtype=dtype)).dtype is dtype
