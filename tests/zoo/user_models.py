@@ -1106,3 +1106,12 @@ class ImageByWidth(ImageOfAVector):
 class ImageByUnflatten(ImageOfAVector):
     def image(self, x: Tensor) -> Tensor:
         return self.unflatten(x)
+
+
+@model
+class DividedByTorch(Base):
+    """Two plain numbers are divided by an op of torch (Longformer), which then takes no tensor."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        half = int(torch.div(x.shape[2], 2, rounding_mode="trunc"))
+        return x.unflatten(2, (2, half)).mean(2)
