@@ -261,6 +261,54 @@ MUTANTS = {
         'return torch.load(path, map_location="cpu", weights_only=False), None',
         "checkpoint/test_read.py::test_a_hostile_pickle_is_not_executed",
     ),
+    "buffers that no file holds stay wide": Mutant(
+        "pipeline/operate.py",
+        "for name, tensor in named_tensors(module):  # buffers that no file holds included",
+        "for name, tensor in module.state_dict(keep_vars=True).items():",
+        "zoo/test_user_models.py::test_from_a_module_to_a_file_and_back[FollowingBuffer]",
+    ),
+    "buffers that no file holds keep their dtype in half precision": Mutant(
+        "model.py",
+        "    return _converted(module, *dtypes) if len(dtypes) == 1 else module",
+        "    return module",
+        "checkpoint/test_read.py::test_buffers_that_are_not_stored_follow_the_dtype_of_the_file",
+    ),
+    "what is drawn is drawn anew": Mutant(
+        "graph/examples.py",
+        "        torch.default_generator.manual_seed(seed)",
+        "        torch.default_generator.seed()",
+        "surgery/test_verify.py::test_what_torch_draws_is_the_same_for_both",
+    ),
+    "training may leave widths that do not run": Mutant(
+        "methods/widths.py",
+        "    channels = settle(module, example, channels, one_of_each(channels))",
+        "    del one_of_each, settle",
+        "methods/test_gumbel.py::test_widths_that_no_training_can_promise_are_whole_from_the_start",
+    ),
+    "widths that do not run are timed": Mutant(
+        "cost/latency.py",
+        "        channels = settle(module, example, channels, _narrowed(channels, share))",
+        "        pass",
+        "cost/test_latency.py::test_widths_that_would_break_the_model_are_not_tried",
+    ),
+    "optimizer states are weights": Mutant(
+        "pipeline/figures.py",
+        "    return stored if stored <= BULKY * tensors else tensors",
+        "    return stored",
+        "pipeline/test_budgets.py::test_what_lies_beside_the_weights_is_no_part_of_the_size",
+    ),
+    "rows of other images are fitted": Mutant(
+        "surgery/recover.py",
+        "            if [_places(old, was) for was in before] != [_places(new, x) for x in now]:",
+        "            if not before:",
+        "surgery/test_recover.py::test_experts_that_read_other_rows_after_a_cut_are_left_as_they_are",
+    ),
+    "what a report needs is missed after the work": Mutant(
+        "pipeline/prune.py",
+        "    extras = Extras.prepared(recipe, opened, images)",
+        "    extras = Extras(recipe, opened, images, None)",
+        "methods/test_selfsup.py::test_what_a_report_needs_is_missed_before_the_work",
+    ),
 }
 
 
