@@ -1,4 +1,4 @@
-"""From a network to a smaller file whose budget is met: the smallest network of every timm family, asked against met.
+"""From a network to a smaller file whose budget is met: a small network of every timm family, asked against met.
 
 python benchmarks/budgets.py [--unit flops] [--amount 0.6] [--most 14e6] [--onnx]
 """
@@ -41,17 +41,16 @@ def main() -> None:
 
 
 def _smallest(most: float) -> list[tuple[str, int]]:
-    """(network, parameters) of each family that has one so small."""
+    """(network, parameters): the first of each family that is so small."""
     found = []
     for family in timm.list_modules():
-        sizes = {}
-        for name in timm.list_models(module=family):
+        for name in (f"timm:{name}" for name in timm.list_models(module=family)):
             try:
-                sizes[f"timm:{name}"] = sum(p.numel() for p in blank(parse(f"timm:{name}")).parameters())
-            except InputError:  # asks for a library, or builds only with storage
+                size = sum(p.numel() for p in blank(parse(name)).parameters())
+            except InputError:  # asks for a library
                 continue
-            if sizes[f"timm:{name}"] <= most:
-                found.append((f"timm:{name}", sizes[f"timm:{name}"]))
+            if size <= most:
+                found.append((name, size))
                 break
     return sorted(found, key=lambda pair: pair[1])
 

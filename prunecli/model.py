@@ -25,7 +25,7 @@ from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import picking
 from prunecli.graph.tape import Example
-from prunecli.graph.tensors import initialised, row_major
+from prunecli.graph.tensors import initialised, row_major, unstored
 from prunecli.inputs import DTYPES, Argument, Inputs, from_json
 from prunecli.surgery.assign import assign
 
@@ -231,9 +231,8 @@ def filled(spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, source
 
 def _converted(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """With the buffers that no file holds in the dtype of the others, as they were when `module.half()` was saved."""
-    stored = module.state_dict()
-    for name, buffer in [*module.named_buffers()]:
-        if name not in stored and buffer.dtype == torch.get_default_dtype():
+    for name, buffer in unstored(module).items():
+        if buffer.dtype == torch.get_default_dtype():
             owner, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(owner), attribute, buffer.to(dtype))
     return module

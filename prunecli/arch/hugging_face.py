@@ -46,6 +46,9 @@ class Configured:
         transformers.utils.logging.disable_progress_bar()
         return kind
 
+    def _configuration(self) -> Any:
+        return self._kind.config_class.from_dict(dict(self.config))
+
     def build(self) -> nn.Module:
         """The network with random weights.
 
@@ -54,7 +57,7 @@ class Configured:
         """
         kind = self._kind
         try:  # in the dtype that the configuration names, as `from_pretrained` does
-            module: nn.Module = kind._from_config(kind.config_class.from_dict(dict(self.config)))
+            module: nn.Module = kind._from_config(self._configuration())
         except Exception as error:  # transformers has no common base for its errors
             raise ArchError(f"{self}: {error}") from error
         return _without_cache(module)
@@ -90,7 +93,7 @@ class Configured:
         kind = self._kind
         names = list(inspect.signature(kind.forward).parameters)[1:]
         try:
-            return inputs_of(kind.config_class.from_dict(dict(self.config)), kind.main_input_name, names)
+            return inputs_of(self._configuration(), kind.main_input_name, names)
         except Exception as error:  # whatever a configuration holds
             raise ArchError(
                 f"what input does {self} take? its configuration does not tell: {summary(error)}",

@@ -19,7 +19,7 @@ from prunecli.cost.count import Polynomial, work
 from prunecli.graph.channels import Bools, Channels
 from prunecli.graph.tape import Example
 from prunecli.surgery.apply import cut
-from prunecli.surgery.plan import repair
+from prunecli.surgery.plan import of_each
 from prunecli.surgery.probe import settle
 
 Run = Callable[[], object]
@@ -102,11 +102,7 @@ def _fit(work_done: Sequence[float], nanoseconds: Sequence[float]) -> tuple[floa
 
 def _narrowed(channels: Channels, share: float) -> Bools:
     """Every group at this share of its width, as far as all constraints allow."""
-    removed = np.zeros(channels.count, dtype=np.bool_)
-    for group in channels.groups:
-        if not group.frozen:
-            removed[group.channels[max(1, round(share * len(group.channels))) :]] = True
-    return repair(channels, removed)
+    return of_each(channels, lambda group: group[max(1, round(share * len(group))) :])
 
 
 def _own_seconds(module: nn.Module, example: Example, repeats: int = 9) -> dict[str, float]:

@@ -45,6 +45,12 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield prefix + name, tensor
 
 
+def unstored(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that no file holds: the architecture makes them."""
+    stored = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in stored}
+
+
 def initialised(module: Module) -> Module:
     """The module itself.
 

@@ -19,7 +19,7 @@ from prunecli.graph.tape import ForwardError
 from prunecli.inputs import shown, to_json
 from prunecli.model import DEFAULT, Model, Opening, Source, from_checkpoint, is_architecture, open_model
 from prunecli.pipeline.evaluation import data_for, flops_taken, measure_accuracy
-from prunecli.pipeline.figures import count, path_bytes, tensor_bytes
+from prunecli.pipeline.figures import count, path_bytes, stored_bytes
 from prunecli.surgery.expand import collapsed
 from prunecli.surgery.probe import survey
 
@@ -89,7 +89,7 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
         nonzero=nonzero,
         sparsity=sparsity,
         flops=None if flops is None else sum(flops.values()),
-        bytes=tensor_bytes(model.module) if model.path is None else path_bytes(model.path),
+        bytes=stored_bytes(model),
         accuracy=measure_accuracy(model, data),
         groups=groups,
         layers=_layers(model.module, channels),

@@ -19,6 +19,7 @@ from prunecli.errors import VerificationError, blamed_on_the_model
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import drawn, outputs
+from prunecli.graph.tensors import unstored
 from prunecli.inputs import to_json
 from prunecli.model import Model, Opening, from_checkpoint
 from prunecli.ranks import rank
@@ -106,8 +107,8 @@ def _same_after_reload(model: Model, opened: Model) -> Callable[[Path], None]:
 
 def _forgotten(module: nn.Module, reloaded: nn.Module) -> str:
     """Says which of the buffers that no file holds come out otherwise."""
-    stored, again = module.state_dict(), dict(reloaded.named_buffers())
-    lost = [n for n, b in module.named_buffers() if n not in stored and not (n in again and _identical(b, again[n]))]
+    again = unstored(reloaded)
+    lost = [n for n, b in unstored(module).items() if not (n in again and _identical(b, again[n]))]
     names = ", ".join(lost)
     return f"{names}: no file holds these buffers, and the architecture gives other values each time" if lost else ""
 

@@ -42,20 +42,23 @@ def tensor_bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
 
 
+def stored_bytes(model: Model) -> int:
+    """Size of the file (all weights of a folder), or of the tensors where there is no file."""
+    return tensor_bytes(model.module) if model.path is None else path_bytes(model.path)
+
+
 def weight_bytes(model: Model) -> int:
     """What a smaller file is compared with: the file on disk, or the tensors where there is none, or where it holds
     far more than they take.
     """
-    tensors = tensor_bytes(model.module)
-    stored = tensors if model.path is None else path_bytes(model.path)
+    tensors, stored = tensor_bytes(model.module), stored_bytes(model)
     return stored if stored <= BULKY * tensors else tensors
 
 
 def beside_the_weights(model: Model) -> list[str]:
     """Says what of a file is not counted: optimizer states, averages, masks."""
-    if model.path is None or (other := path_bytes(model.path) - weight_bytes(model)) <= 0:
-        return []
-    return [f"{human(other)}B of {model.path.name} are no weights of the model and are not counted"]
+    other = stored_bytes(model) - weight_bytes(model)
+    return [f"{human(other)}B of {model.source} are no weights of the model and are not counted"] if other else []
 
 
 def path_bytes(path: Path) -> int:

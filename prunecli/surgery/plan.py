@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from prunecli.graph.channels import Bools, Channels, Ints
 from prunecli.surgery.pace import kernel_width
 
 ALIGNED = 8  # numbers of two bytes in the 16 that grouped matrix products step by
+
+
+def of_each(channels: Channels, chosen: Callable[[Ints], Ints]) -> Bools:
+    """(channels,) what is chosen of each group that can be pruned, as far as all constraints allow."""
+    removed = np.zeros(channels.count, dtype=np.bool_)
+    for group in channels.groups:
+        if not group.frozen:
+            removed[chosen(group.channels)] = True
+    return repair(channels, removed)
 
 
 def repair(channels: Channels, removed: Bools, order: Ints | None = None, min_channels: int = 1) -> Bools:

@@ -20,7 +20,7 @@ from prunecli.graph.rules.call import NOT_A_CHANNEL
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import submodules
 from prunecli.surgery.fix import head_numbers
-from prunecli.surgery.plan import repair
+from prunecli.surgery.plan import of_each, repair
 from prunecli.surgery.trial import Trouble, trial
 
 Restrict = Callable[[Channels], Channels]
@@ -205,17 +205,9 @@ class _Sift:
 
 def halves(channels: Channels) -> Bools:
     """Every second channel of each group that can be pruned, as far as all constraints allow."""
-    removed = np.zeros(channels.count, dtype=np.bool_)
-    for group in channels.groups:
-        if not group.frozen:
-            removed[group.channels[1::2] if len(group.channels) > 1 else group.channels] = True
-    return repair(channels, removed)
+    return of_each(channels, lambda group: group[1::2] if len(group) > 1 else group)
 
 
 def one_of_each(channels: Channels) -> Bools:
     """One channel of each group that can be pruned, as far as all constraints allow; even widths are odd then."""
-    removed = np.zeros(channels.count, dtype=np.bool_)
-    for group in channels.groups:
-        if not group.frozen:
-            removed[group.channels[-1]] = True
-    return repair(channels, removed)
+    return of_each(channels, lambda group: group[-1:])
