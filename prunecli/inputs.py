@@ -1,7 +1,8 @@
 """The tensors that a forward pass takes, as text and as JSON. No torch here.
 
 ``1x3x224x224``; several in the order of the arguments, with a dtype where they are not of the parameters' own, and
-with the integer that they hold where that is not 0: ``1x16:int64,1:int64=16``.
+with the integer that they hold where that is not 0: ``1x16:int64,1:int64=16``. A number by itself has no sizes:
+``:int64=7``; ``float`` is the dtype of the parameters, said where sizes alone would look like a shape gone wrong.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 from prunecli.units import parse_shape
 
 INTEGERS = {"bool": 1, "int8": 2**7 - 1, "uint8": 2**8 - 1, "int16": 2**15 - 1, "int32": 2**31 - 1, "int64": 2**63 - 1}
-DTYPES = frozenset({"float16", "bfloat16", "float32", "float64", *INTEGERS})
+OWN = "float"  # the dtype of the parameters
+DTYPES = frozenset({OWN, "float16", "bfloat16", "float32", "float64", *INTEGERS})
 LARGEST = 2**28  # numbers in one tensor; a file that asks for more is damaged or hostile
 
 
@@ -28,7 +30,8 @@ class Argument:
     def __str__(self) -> str:
         shape = "x".join(map(str, self.shape))
         held = f"={self.value}" if self.value else ""
-        return f"{shape}:{self.dtype}{held}" if self.dtype else shape
+        dtype = self.dtype or (OWN if len(self.shape) < 2 else "")
+        return f"{shape}:{dtype}{held}" if dtype else shape
 
 
 Inputs = tuple[Argument, ...]
@@ -56,7 +59,8 @@ def _argument(text: str) -> Argument:
         raise ValueError(f"{text!r}: unknown dtype {dtype!r} (known: {', '.join(sorted(DTYPES))})")
     if equals and not (value.isdecimal() and int(value) <= INTEGERS.get(dtype, -1)):
         raise ValueError(f"{text!r}: {value!r} is no value of dtype {dtype}; 2:int64=5 holds 5")
-    return Argument(parse_shape(shape), dtype, int(value or 0))
+    sizes = parse_shape(shape) if shape or not colon else ()
+    return Argument(sizes, "" if dtype == OWN else dtype, int(value or 0))
 
 
 def shown(inputs: Inputs) -> str:
@@ -76,6 +80,6 @@ def from_json(value: Any) -> Inputs:
         TypeError, ValueError: it gives no such thing, or asks for tensors that no machine holds.
     """
     inputs = parse_inputs(value) if isinstance(value, str) else (Argument(tuple(int(size) for size in value)),)
-    if not all(0 < math.prod(argument.shape) <= LARGEST and min(argument.shape) > 0 for argument in inputs):
+    if not all(0 < math.prod(argument.shape) <= LARGEST and all(n > 0 for n in argument.shape) for argument in inputs):
         raise ValueError(f"an input of {value}")
     return inputs

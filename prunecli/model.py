@@ -24,8 +24,9 @@ from prunecli.checkpoint.read import Checkpoint, read
 from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import picking
-from prunecli.graph.tape import Example
-from prunecli.graph.tensors import initialised, row_major, unstored
+from prunecli.graph.lazy import awakened, insist_on_values, is_lazy
+from prunecli.graph.tape import Example, ForwardError
+from prunecli.graph.tensors import row_major, unstored
 from prunecli.inputs import DTYPES, Argument, Inputs, from_json
 from prunecli.surgery.assign import assign
 
@@ -106,21 +107,29 @@ class Model:
     @cached_property
     def example(self) -> Example:
         """Zeros; integers as they were asked for, or random ones where they only pick rows of embeddings."""
-        first, *others = (
-            torch.full(given.shape, given.value, dtype=getattr(torch, given.dtype) if given.dtype else self.dtype)
-            for given in self.inputs
-        )
-        example = Example((first, *others) if others else arguments(self.arch, first))
-        return picking(self.module, example)
+        return picking(self.module, _zeros(self.arch, self.inputs, self.dtype))
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the first floating-point parameter."""
-        return next((p.dtype for p in self.module.parameters() if p.is_floating_point()), torch.float32)
+        return _dtype(self.module)
 
     def after(self, module: nn.Module, cut: Journal) -> Model:
         """The same model with a smaller module, `cut` since this one."""
         return replace(self, module=module, journal=self.journal.then(cut))
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _zeros(arch: ArchSpec | None, inputs: Inputs, own: torch.dtype) -> Example:
+    """Zeros, or the integers that were asked for; `own` is the dtype of the parameters."""
+    first, *others = (
+        torch.full(given.shape, given.value, dtype=getattr(torch, given.dtype) if given.dtype else own)
+        for given in inputs
+    )
+    return Example((first, *others) if others else arguments(arch, first))
 
 
 def open_model(source: Source, opening: Opening = DEFAULT) -> Model:
@@ -161,7 +170,7 @@ def is_architecture(source: str) -> bool:
 
 def _fresh(spec: ArchSpec, source: str, asked: Inputs | None) -> Model:
     torch.manual_seed(0)
-    module = row_major(initialised(build(spec))).eval()
+    module = row_major(_ready(build(spec), spec, asked)).eval()
     return Model(source, "architecture", module, spec, Journal(), _inputs(spec, module, asked))
 
 
@@ -172,7 +181,8 @@ def _in_memory(module: nn.Module, opening: Opening) -> Model:
         raise InputError(
             f"what input does {name} take?", hint="say it: prunecli.Opening.like(example), or input: in the recipe"
         )
-    module = row_major(copied(initialised(unwrapped(module)))).eval()
+    insist_on_values(unwrapped(module))
+    module = row_major(_ready(copied(unwrapped(module)), spec, opening.inputs)).eval()
     return Model(name, "module", module, spec, Journal(), _inputs(spec, module, opening.inputs))
 
 
@@ -186,8 +196,8 @@ def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model
         return _from_config(checkpoint, checkpoint.config, opening)
     spec, why = _choose(checkpoint, opening.arch)
     if opening.arch is not None:  # a guess fits the plain names
-        checkpoint = checkpoint.spelled(blank(spec).state_dict())
-    module = filled(spec, checkpoint.state, Journal(), str(checkpoint.path))
+        checkpoint = checkpoint.spelled(blank(spec, opening.inputs).state_dict())
+    module = filled(spec, checkpoint.state, Journal(), opening.inputs, str(checkpoint.path))
     found = _model(checkpoint, module, spec, Journal(), _inputs(spec, module, opening.inputs))
     return replace(found, notes=[*found.notes, why]) if why else found
 
@@ -207,24 +217,33 @@ def _model(checkpoint: Checkpoint, module: nn.Module, spec: ArchSpec | None, jou
     )
 
 
-def blank(spec: ArchSpec) -> nn.Module:
+def blank(spec: ArchSpec, inputs: Inputs | None) -> nn.Module:
     """The architecture without storage for its parameters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             with skeleton():
-                return initialised(build(spec))
-        except ArchError:  # some constructors compute with what they have just made
-            return initialised(build(spec))
+                module = build(spec)
+            return _ready(module, spec, inputs)
+        except (ArchError, ForwardError):  # some constructors, or lazy layers, compute with what has just been made
+            return _ready(build(spec), spec, inputs)
 
 
-def filled(spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, source: str) -> nn.Module:
+def _ready(module: nn.Module, spec: ArchSpec | None, inputs: Inputs | None) -> nn.Module:
+    """Lazy layers have the widths that such inputs give them."""
+    return awakened(module, _zeros(spec, _inputs(spec, module, inputs), _dtype(module))) if is_lazy(module) else module
+
+
+def filled(
+    spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, inputs: Inputs | None, source: str
+) -> nn.Module:
     """The architecture with the tensors of a file.
 
     Raises:
         ArchError: they do not fit.
     """
-    module = _filled(blank(spec), lambda: build(spec), state, journal, f"{source} as {spec}")
+    empty, what = blank(spec, inputs), f"{source} as {spec}"
+    module = _filled(empty, lambda: _ready(build(spec), spec, inputs), state, journal, what)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     return _converted(module, *dtypes) if len(dtypes) == 1 else module
 
@@ -283,7 +302,8 @@ def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], openin
     inputs = opening.inputs or inputs
     if spec is not None:
         made = str(container.get("arch") or spec)[:200]
-        module = filled(spec, checkpoint.state, journal, path if made == str(spec) else f"{path} (made from {made})")
+        what = path if made == str(spec) else f"{path} (made from {made})"
+        module = filled(spec, checkpoint.state, journal, inputs, what)
     else:
         known = Configured(checkpoint.path, container["config"])
         with skeleton():
@@ -316,7 +336,11 @@ def refilled(module: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     """
     path, inner = str(checkpoint.path), unwrapped(module)
     container = checkpoint.container
-    journal = Journal() if container is None else _recorded(container, path)[0]
+    journal, inputs = (Journal(), None) if container is None else _recorded(container, path)
+    if inputs is None:
+        insist_on_values(inner)
+    else:
+        _ready(inner, None, inputs)
     state = checkpoint.state if container is not None else checkpoint.spelled(inner.state_dict()).state
     assign(inner, state, journal, f"{path} as {type(inner).__qualname__}")
     return module.eval()

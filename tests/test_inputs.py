@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import prunecli
@@ -34,8 +35,10 @@ def build():
 
 
 @pytest.mark.parametrize(
-    "text", ["1x3x32x32", "1x16:int64", "1x16:int64,1x4", "2:float32,3x4:bool", "2x9:int64,2:int64=9", "1x5:bool=1"]
-)
+    "text",
+    ["1x3x32x32", "1x16:int64", "1x16:int64,1x4", "2:float32,3x4:bool", "2x9:int64,2:int64=9", "1x5:bool=1",
+     "2:float", "1x3x8x8,2:float", "1x3x8x8,:int64=7", ":float,1x3"],
+)  # fmt: skip
 def test_text_and_json_round_trips(text: str) -> None:
     inputs = parse_inputs(text)
     assert shown(inputs) == text
@@ -91,6 +94,28 @@ def test_several_tensors_from_prune_to_onnx(tmp_path: Path) -> None:
     out = ["-o", str(tmp_path / "small.onnx"), "--json"]
     exported = CliRunner().invoke(app, ["export", str(small), "--arch", arch, *out])
     assert exported.exit_code == 0, exported.stderr
+
+
+class Dosed(nn.Module):
+    """Takes one number for each image, and one for all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 2, 3)
+
+    def forward(self, images: torch.Tensor, doses: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.last(self.first(images).relu() * doses[:, None, None, None])) / (step + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_numbers_beside_images(dtype: torch.dtype, tmp_path: Path) -> None:
+    images, doses, step = torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor(7, dtype=dtype)
+    recipe = prunecli.load_recipe("magnitude-flops50", ["data=null", "train=null"])
+    facts = prunecli.prune(recipe, Dosed(), tmp_path / "small.safetensors", prunecli.Opening.like(images, doses, step))
+    assert facts.verified is not None
+    assert facts.verified.max_rel_error < 1e-12
+    small = prunecli.load(tmp_path / "small.safetensors", into=Dosed())
+    assert small(images, doses, step).shape == (2, 2, 4, 4)
 
 
 def test_a_model_of_several_tensors_takes_no_images(tmp_path: Path) -> None:

@@ -183,7 +183,8 @@ def write_and_run(
     except (InputError, VerificationError):
         raise
     except Exception as error:  # exporters raise whatever they meet, and wrap it in advice for their developers
-        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters()} - {"float32"})
+        found = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()}
+        dtypes = sorted(found - {"float32"})
         hint = f"its weights are {', '.join(dtypes)}, which few runtimes compute with: float32" if dtypes else ""
         raise InputError(f"{target.title} cannot carry this model: {summary(_root(error))}", hint=hint) from error
 

@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from prunecli.errors import InputError
-
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -51,15 +49,18 @@ def unstored(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if name not in stored}
 
 
-def initialised(module: Module) -> Module:
-    """The module itself.
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
-    Raises:
-        InputError: a lazy layer of it has no values yet.
-    """
-    for name, tensor in named_tensors(module):
-        if nn.parameter.is_lazy(tensor):
-            raise InputError(f"{name} has no values yet: its layer is lazy", hint="run the model once on an input")
+
+def cast(module: Module, dtype: torch.dtype) -> Module:
+    """The module with its numbers in `dtype`, in place, both parts of complex ones as well: `Module.to` drops one."""
+
+    def to_dtype(tensor: Tensor) -> Tensor:
+        if tensor.is_complex():
+            return tensor.to(_COMPLEX.get(dtype))
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    module._apply(to_dtype)  # type: ignore[no-untyped-call]
     return module
 
 

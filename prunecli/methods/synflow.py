@@ -24,13 +24,14 @@ class SynFlow(Saliency):
         from prunecli.errors import blamed_on_the_model
         from prunecli.graph.copying import copied
         from prunecli.graph.tape import output_tensors
+        from prunecli.graph.tensors import cast
 
-        module = copied(evidence.module).double().eval()
+        module = cast(copied(evidence.module), torch.float64).eval()
         for part in module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
                 part.running_mean.zero_()
         for parameter in module.parameters():
-            parameter.data.abs_()
+            parameter.data.copy_(parameter.data.abs())  # complex numbers have no abs in place
         weights = {n: w for n, w in module.named_parameters() if w.ndim > 1}
         ones = evidence.example.to(dtype=torch.float64).map(
             lambda t: torch.ones_like(t) if t.is_floating_point() else t

@@ -25,7 +25,7 @@ from prunecli.graph.channels import Bools, Channels, trace, written
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import drawn
 from prunecli.graph.tape import Example
-from prunecli.graph.tensors import named_tensors, weight_norms
+from prunecli.graph.tensors import cast, named_tensors, weight_norms
 from prunecli.methods.base import Evidence, Method, select
 from prunecli.methods.widths import excluding
 from prunecli.model import Model
@@ -137,7 +137,7 @@ class _Case:
             fit = self.training.keeping_zeros(restore_dtypes(copied(module), self.opened.module))
         shown, example = module, self.example
         if self.dtype is torch.float64 is not self.opened.dtype:  # passes over many images take a fifth of the time
-            shown, example = copied(module).float(), example.to(dtype=torch.float32)
+            shown, example = cast(copied(module), torch.float32), example.to(dtype=torch.float32)
         return evidence_of(shown, example, self.recipe.seed, self.data, fit)
 
     @property

@@ -22,7 +22,7 @@ from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe
 from prunecli.train.data import Data
 from prunecli.train.loop import Report, ignore
-from prunecli.units import percent
+from prunecli.units import human, percent
 
 TOLERANCE = 0.01  # by which a trained budget may be missed
 
@@ -143,8 +143,12 @@ def _met(budget: BudgetFacts | None, before: Figures, after: Figures) -> BudgetF
 
 def _left_out(recipe: Recipe, opened: Model) -> list[str]:
     """Weights that sparsity is not counted over."""
-    layers = len(unprunable(opened.module)) // 2 if _method(recipe).structure == "weight" else 0
-    return [f"{layers} layers with weight norm are left out: their weights are computed"] if layers else []
+    if _method(recipe).structure != "weight":
+        return []
+    layers = len(unprunable(opened.module)) // 2
+    numbers = sum(p.numel() for p in opened.module.parameters() if p.is_complex())
+    normed = [f"{layers} layers with weight norm are left out: their weights are computed"] if layers else []
+    return normed + ([f"{human(numbers)} complex weights are left out: only channels of them go"] if numbers else [])
 
 
 def _undershot(budget: BudgetFacts | None) -> list[str]:

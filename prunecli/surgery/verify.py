@@ -13,6 +13,7 @@ from prunecli.facts import Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import outputs
 from prunecli.graph.tape import Example, ForwardError, record
+from prunecli.graph.tensors import cast
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -22,10 +23,10 @@ def widest(module: nn.Module, example: Example) -> tuple[nn.Module, Example]:
     numbers only, in float32 or in its own dtype.
     """
     for dtype in (torch.float64, torch.float32):
-        wide, cast = copied(module).to(dtype), example.to(dtype=dtype)
+        wide, given = cast(copied(module), dtype), example.to(dtype=dtype)
         with contextlib.suppress(ForwardError):
-            record(wide, cast)
-            return wide, cast
+            record(wide, given)
+            return wide, given
     return copied(module), example
 
 
@@ -40,7 +41,7 @@ def compare(
 
     `seeds` are of what their forward passes draw: the latent of a variational autoencoder.
     """
-    first, second = (copied(m).to(dtype).eval() for m in (reference, smaller))
+    first, second = (cast(copied(m), dtype).eval() for m in (reference, smaller))
     worst_abs = worst_rel = 0.0
     inputs = 0
     for example in (example.to(dtype=dtype) for example in examples):
@@ -94,7 +95,7 @@ def _refusal(
             "nothing was written",
             hint="did its training diverge? take an earlier checkpoint",
         )
-    given = outputs(copied(reference).to(dtype).eval(), examples[0].to(dtype=dtype))
+    given = outputs(cast(copied(reference), dtype).eval(), examples[0].to(dtype=dtype))
     if not all(bool(tensor.isfinite().any()) for tensor in given if tensor.numel()):
         return VerificationError(
             "the model gives nothing but numbers that are not finite, so that nothing can be shown to be equal; "

@@ -113,7 +113,7 @@ CASES: dict[str, list[str]] = {
     "arch-returns-no-module": ["analyze", "good.pt", "--arch", "net.py:build"],
     "arch-fails": ["analyze", "good.pt", "--arch", "net.py:broken"],
     "arch-lazy": ["analyze", "good.pt", "--arch", "net.py:lazy"],
-    "lazy": ["analyze", "net.py:lazy", "--input", "1x8"],
+    "lazy": ["analyze", "net.py:lazy", "--input", "1x8:int64"],
     "arch-leaves": ["analyze", "good.pt", "--arch", "net.py:leaves"],
     "arch-no-function": ["analyze", "good.pt", "--arch", "net.py:make"],
     "shape-mismatch": ["analyze", "wrong-shape.pt", "--arch", "cifar_resnet20"],

@@ -189,6 +189,15 @@ def test_weight_norm_is_left_out_of_sparsity() -> None:
         prunecli.prune(sparse, stack, None, prunecli.Opening.like(torch.zeros(1, 4)))
 
 
+def test_complex_weights_are_left_out_of_sparsity_and_keep_both_parts(tmp_path: Path) -> None:
+    sparse = recipe(method={"name": "magnitude", "structure": "weight"}, budget={"sparsity": 0.8})
+    whole = MODELS["SpectralConvolution"]()
+    facts = prunecli.prune(sparse, whole, tmp_path / "f.safetensors", prunecli.Opening.like(torch.zeros(1, 3, 8, 8)))
+    assert facts.notes == ["4.608k complex weights are left out: only channels of them go"]
+    small = prunecli.load(tmp_path / "f.safetensors", into=MODELS["SpectralConvolution"]())
+    assert set(small.modes.flatten().tolist()) <= set(whole.modes.flatten().tolist())
+
+
 @pytest.mark.parametrize(("method", "budget"), [("none", None), ("magnitude", {"flops": 0.6})])
 def test_channels_go_where_all_weights_have_weight_norm(method: str, budget: dict[str, float] | None) -> None:
     norm = nn.utils.parametrizations.weight_norm

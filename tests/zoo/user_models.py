@@ -567,6 +567,22 @@ class Fourier(Base):
 
 
 @model
+class SpectralConvolution(Base):
+    """A weight of complex numbers for each of the lowest frequencies (Li et al. 2021, arXiv 2010.08895)."""
+
+    def __init__(self) -> None:
+        super().__init__(32)
+        self.modes = nn.Parameter(torch.randn(16, 32, 3, 3, dtype=torch.complex64) / 16)
+        self.beside = nn.Conv2d(16, 32, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        waves = torch.fft.rfft2(x)
+        low = waves.new_zeros(len(x), self.modes.shape[1], *waves.shape[2:])
+        low[:, :, :3, :3] = torch.einsum("bixy,ioxy->boxy", waves[:, :, :3, :3], self.modes.to(waves.dtype))
+        return F.gelu(torch.fft.irfft2(low, s=x.shape[2:]) + self.beside(x))
+
+
+@model
 class Patches(Base):
     def __init__(self) -> None:
         super().__init__()
