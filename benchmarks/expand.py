@@ -26,7 +26,7 @@ from randomise import randomise, zero_filters
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.cost.latency import forward, turns
-from prunecli.cost.measure import fvcore_flops
+from prunecli.cost.measure import count_flops
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
@@ -92,9 +92,9 @@ def main() -> None:
         real = random_example(example, 0).to(dtype=torch.float32)
         seconds = turns([forward(m, real) for m in (module, *made.values())], torch.device("cpu"), asked.seconds)
         shares = np.median(seconds[:, 1:] / seconds[:, :1], axis=0)
-        whole = fvcore_flops(module, example) or 1
+        whole = count_flops(module, example) or 1
         for (tool, smaller), share in zip(made.items(), shares, strict=True):
-            flops = (fvcore_flops(smaller, example) or 0) / whole
+            flops = (count_flops(smaller, example) or 0) / whole
             error = compare(module, smaller, [real], torch.float32).max_rel_error
             print(
                 f"| {name} | {tool} | {count(smaller) / count(module):.1%} | {flops:.1%} | {share:.1%} | {error:.1e} |",

@@ -26,7 +26,7 @@ from prunecli.graph.copying import copied
 from prunecli.graph.examples import picking
 from prunecli.graph.lazy import awakened, insist_on_values, is_lazy
 from prunecli.graph.tape import Example, ForwardError
-from prunecli.graph.tensors import row_major, unstored
+from prunecli.graph.tensors import row_major, stored, unstored
 from prunecli.inputs import DTYPES, Argument, Inputs, from_json
 from prunecli.surgery.assign import assign
 
@@ -183,7 +183,8 @@ def _in_memory(module: nn.Module, opening: Opening) -> Model:
         )
     insist_on_values(unwrapped(module))
     module = row_major(_ready(copied(unwrapped(module)), spec, opening.inputs)).eval()
-    return Model(name, "module", module, spec, Journal(), _inputs(spec, module, opening.inputs))
+    notes = [f"{name} is no tensor: no file holds it" for name in module.state_dict() if name not in stored(module)]
+    return Model(name, "module", module, spec, Journal(), _inputs(spec, module, opening.inputs), notes=notes)
 
 
 def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model:

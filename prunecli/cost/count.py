@@ -7,7 +7,7 @@ count by fvcore is the same number to the last FLOP.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,75 +16,76 @@ from scipy.sparse import csr_matrix
 from torch import nn
 
 from prunecli.graph.channels import Bools, Channels, Ints
-from prunecli.graph.tape import Op, Ref
+from prunecli.graph.tape import Op, Ref, Tape
 
 # A factor list: each entry is a number, or (value index, dim).
 Dim = tuple[int, int]
 Factors = tuple[float, list[Dim]]
+Shapes = Sequence[tuple[int, ...]]  # of each value on a tape
 
 
-def _dims(channels: Channels, ref: Ref | int, dims: Iterable[int] | None = None) -> list[Dim]:
+def _dims(shapes: Shapes, ref: Ref | int, dims: Iterable[int] | None = None) -> list[Dim]:
     index = ref.index if isinstance(ref, Ref) else ref
-    return [(index, d) for d in (range(len(channels.tape.shapes[index])) if dims is None else dims)]
+    return [(index, d) for d in (range(len(shapes[index])) if dims is None else dims)]
 
 
-def _convolution(op: Op, channels: Channels) -> Factors:
+def _convolution(op: Op, shapes: Shapes) -> Factors:
     data, weight = op.args[0], op.args[1]
-    spatial = channels.tape.shapes[data.index if op.args[6] else op.outputs[0]][2:]
-    batch = channels.tape.shapes[data.index][0]
-    return float(batch * math.prod(spatial)), _dims(channels, weight)
+    spatial = shapes[data.index if op.args[6] else op.outputs[0]][2:]
+    batch = shapes[data.index][0]
+    return float(batch * math.prod(spatial)), _dims(shapes, weight)
 
 
-def _deformed_convolution(op: Op, channels: Channels) -> Factors:
-    batch, _, *places = channels.tape.shapes[op.outputs[0]]
-    return float(batch * math.prod(places)), _dims(channels, op.args[1])
+def _deformed_convolution(op: Op, shapes: Shapes) -> Factors:
+    batch, _, *places = shapes[op.outputs[0]]
+    return float(batch * math.prod(places)), _dims(shapes, op.args[1])
 
 
-def _matmul(op: Op, channels: Channels) -> Factors:
+def _matmul(op: Op, shapes: Shapes) -> Factors:
     first, second = op.refs[-2:]
-    return 1.0, _dims(channels, first) + _dims(channels, second, [-1 + len(channels.tape.shapes[second.index])])
+    return 1.0, _dims(shapes, first) + _dims(shapes, second, [-1 + len(shapes[second.index])])
 
 
-def _grouped_matmul(op: Op, channels: Channels) -> Factors:
-    return 1.0, _dims(channels, op.args[0]) + _dims(channels, op.args[1], [2])
+def _grouped_matmul(op: Op, shapes: Shapes) -> Factors:
+    return 1.0, _dims(shapes, op.args[0]) + _dims(shapes, op.args[1], [2])
 
 
-def _linear(op: Op, channels: Channels) -> Factors:
-    return 1.0, _dims(channels, op.args[0]) + _dims(channels, op.args[1], [0])
+def _linear(op: Op, shapes: Shapes) -> Factors:
+    return 1.0, _dims(shapes, op.args[0]) + _dims(shapes, op.args[1], [0])
 
 
-def _bilinear(op: Op, channels: Channels) -> Factors:
-    return 1.0, _dims(channels, op.args[0], [0]) + _dims(channels, op.args[1])
+def _bilinear(op: Op, shapes: Shapes) -> Factors:
+    return 1.0, _dims(shapes, op.args[0], [0]) + _dims(shapes, op.args[1])
 
 
-def _batch_norm(op: Op, channels: Channels) -> Factors:
+def _batch_norm(op: Op, shapes: Shapes) -> Factors:
     affine = isinstance(op.args[1], Ref)
     training = bool(op.args[5])  # instance norm arrives as batch norm in training mode
-    return float((5 if affine else 4) if training else (2 if affine else 1)), _dims(channels, op.args[0])
+    return float((5 if affine else 4) if training else (2 if affine else 1)), _dims(shapes, op.args[0])
 
 
-def _norm(position: int) -> Callable[[Op, Channels], Factors]:
-    return lambda op, channels: (5.0 if isinstance(op.args[position], Ref) else 4.0, _dims(channels, op.args[0]))
+def _norm(position: int) -> Callable[[Op, Shapes], Factors]:
+    return lambda op, shapes: (5.0 if isinstance(op.args[position], Ref) else 4.0, _dims(shapes, op.args[0]))
 
 
-def _adaptive_pool(op: Op, channels: Channels) -> Factors:
-    return 1.0, _dims(channels, op.args[0])
+def _adaptive_pool(op: Op, shapes: Shapes) -> Factors:
+    return 1.0, _dims(shapes, op.args[0])
 
 
-def _mean(op: Op, channels: Channels) -> Factors:
+def _mean(op: Op, shapes: Shapes) -> Factors:
     """``adaptive_avg_pool2d(1)`` arrives as a mean over the last two dims that keeps them."""
     dims = op.args[1] if len(op.args) > 1 else None
     keepdim = bool(op.args[2]) if len(op.args) > 2 else False
     if dims is not None and sorted(dims) == [-2, -1] and keepdim:
-        return _adaptive_pool(op, channels)
+        return _adaptive_pool(op, shapes)
     return 0.0, []
 
 
-def _per_output(scale: float) -> Callable[[Op, Channels], Factors]:
-    return lambda op, channels: (scale, _dims(channels, op.outputs[0]))
+def _per_output(scale: float) -> Callable[[Op, Shapes], Factors]:
+    return lambda op, shapes: (scale, _dims(shapes, op.outputs[0]))
 
 
-FLOPS: dict[str, Callable[[Op, Channels], Factors]] = {
+FLOPS: dict[str, Callable[[Op, Shapes], Factors]] = {
     "aten.convolution": _convolution,
     "torchvision.deform_conv2d": _deformed_convolution,
     "aten.addmm": _matmul,
@@ -217,8 +218,19 @@ def flops(channels: Channels, ops: Collection[str] = frozenset(FLOPS)) -> Polyno
     builder = _Builder(channels)
     for op in channels.tape.ops:
         if op.name in FLOPS and op.name in ops:
-            builder.add_op(op, FLOPS[op.name](op, channels))
+            builder.add_op(op, FLOPS[op.name](op, channels.tape.shapes))
     return builder.build()
+
+
+def flops_on(tape: Tape) -> dict[str, int]:
+    """FLOPs of each kind of op in the forward pass on a tape."""
+    found: dict[str, float] = {}
+    for op in tape.ops:
+        if op.name in FLOPS:
+            coefficient, dims = FLOPS[op.name](op, tape.shapes)
+            times = coefficient * math.prod(tape.shapes[index][dim] for index, dim in dims)
+            found[op.name] = found.get(op.name, 0.0) + times
+    return {name.partition(".")[2]: round(count) for name, count in found.items()}
 
 
 def work(channels: Channels) -> Polynomial:
@@ -227,7 +239,7 @@ def work(channels: Channels) -> Polynomial:
     elements = _per_output(1)
     for op in channels.tape.ops:
         if op.outputs:
-            builder.add_op(op, FLOPS.get(op.name, elements)(op, channels))
+            builder.add_op(op, FLOPS.get(op.name, elements)(op, channels.tape.shapes))
     return builder.build()
 
 

@@ -1,4 +1,4 @@
-"""fvcore's count of the finished model: the figure that reports state."""
+"""fvcore's count of the finished model, the figure that reports state; where it cannot trace, ours on the tape."""
 
 from __future__ import annotations
 
@@ -10,35 +10,57 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from prunecli.graph.tape import Example
+from prunecli.cost.count import flops_on
+from prunecli.graph.tape import Example, ForwardError, output_tensors, record
 
 
-def fvcore_flops(module: nn.Module, example: Example) -> int | None:
-    """FLOPs by fvcore (one multiply-add counts once), or None where fvcore cannot trace the model."""
+def count_flops(module: nn.Module, example: Example) -> int | None:
+    """FLOPs of a forward pass (one multiply-add counts once), or None where the model does not run."""
     counted = flops_by_op(module, example)
     return None if counted is None else sum(counted.values())
 
 
 def flops_by_op(module: nn.Module, example: Example) -> dict[str, int] | None:
-    """FLOPs of each kind of op (conv, linear, batch_norm, ...) by fvcore, largest first; None where it cannot trace.
+    """FLOPs of each kind of op (conv, linear, batch_norm, ...), largest first; None where the model does not run.
 
     Attention, recurrent and bilinear layers, which fvcore leaves out, and every einsum of two operands are counted by
     handlers of our own.
     """
+    counted = _by_fvcore(module, example)
+    if counted is None:
+        try:
+            counted = flops_on(record(module, example))
+        except ForwardError:
+            return None
+    return {name: int(n) for name, n in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])) if n}
+
+
+def _by_fvcore(module: nn.Module, example: Example) -> dict[str, int] | None:
+    """None where TorchScript cannot trace the model: it holds scripted parts, or calls layers with other weights."""
     with _quiet(), _in_eval(module):
         from fvcore.nn import FlopCountAnalysis
 
         try:
-            analysis = FlopCountAnalysis(module, tuple(example.args))
+            analysis = FlopCountAnalysis(_Tensors(module), tuple(example.args))
             for name, handler in HANDLERS.items():
                 analysis.set_op_handle(name, handler)
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-            counted = analysis.by_operator()
+            return dict(analysis.by_operator())
         except Exception:  # whatever the tracer of TorchScript raises
             return None
-    return {name: int(n) for name, n in sorted(counted.items(), key=lambda pair: (-pair[1], pair[0])) if n}
+
+
+class _Tensors(nn.Module):
+    """Gives the tensors among a model's outputs: TorchScript takes neither dataclasses nor None."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        return tuple(output_tensors(self.model(*inputs)))
 
 
 def _attention(inputs: list[Any], outputs: list[Any]) -> int:

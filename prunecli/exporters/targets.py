@@ -20,6 +20,7 @@ from prunecli.checkpoint.write import write_tensors
 from prunecli.errors import InputError, VerificationError, summary
 from prunecli.graph.examples import outputs, same_draws
 from prunecli.graph.tape import Example, output_tensors
+from prunecli.graph.tensors import stored
 
 TOLERANCE = 1e-4  # of the largest output; of narrower dtypes some units in the last place
 
@@ -123,12 +124,12 @@ def _run_torchscript(path: Path, example: Example) -> list[Tensor]:
 
 def _write_state(module: nn.Module, example: Example, path: Path, any_batch: bool) -> None:
     del example, any_batch
-    write_tensors(path, dict(module.state_dict(keep_vars=True)))
+    write_tensors(path, stored(module))
 
 
 def _write_torch_state(module: nn.Module, example: Example, path: Path, any_batch: bool) -> None:
     del example, any_batch
-    torch.save({name: tensor.detach().clone() for name, tensor in module.state_dict().items()}, path)
+    torch.save({name: tensor.detach().clone() for name, tensor in stored(module).items()}, path)
 
 
 TARGETS: dict[str, Target] = {
@@ -226,7 +227,7 @@ def _compare(target: Target, module: nn.Module, tests: Sequence[Example], path: 
 
 
 def _same_tensors(module: nn.Module, path: Path) -> None:
-    own = module.state_dict()
+    own = stored(module)
     found = read(path).spelled(own).state
     if own.keys() != found.keys() or not all(torch.equal(found[name], tensor) for name, tensor in own.items()):
         raise VerificationError("the written state dict differs from the model; nothing was written")

@@ -20,7 +20,7 @@ _CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})  # most are empty
 
 
 def copied(module: Module, memo: Memo | None = None) -> Module:
-    """A deep copy; sharing within the module is kept.
+    """A deep copy; sharing within the module is kept. Attributes that cannot be copied are shared with the original.
 
     Args:
         module: stays as it is.
@@ -96,7 +96,10 @@ def _value(value: Any, memo: Memo) -> Any:
         return _container(value, memo)
     if isinstance(value, Tensor) and not value.is_leaf:  # left over from a forward pass
         return value.detach().clone()
-    return copy.deepcopy(value, memo)
+    try:
+        return copy.deepcopy(value, memo)
+    except TypeError:  # locks, loggers' streams, open files
+        return value
 
 
 def _container(value: Any, memo: Memo) -> Any:

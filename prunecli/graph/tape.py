@@ -80,6 +80,12 @@ def is_pointwise(func: Any) -> bool:
     return torch.Tag.pointwise in func.tags or packet_name(func) in _POINTWISE
 
 
+@cache
+def _is_composite(func: Any) -> bool:
+    """Whether an op is made of others."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+
+
 @dataclass(frozen=True, slots=True)
 class Op:
     """One recorded call.
@@ -343,6 +349,9 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and _is_composite(func):  # elsewhere they arrive in parts
+            with self:
+                return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         refs: list[Ref] = []
 
         def to_ref(tensor: Tensor) -> Ref:

@@ -16,6 +16,9 @@ from torch.nn.utils.weight_norm import WeightNorm
 Module = TypeVar("Module", bound=nn.Module)
 
 
+EXTRA = "_extra_state"  # what a module with `get_extra_state` keeps beside its tensors
+
+
 def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """Path and module, the module itself first; a shared one comes once, under its first path."""
     found: dict[nn.Module, str] = {}
@@ -43,10 +46,15 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield prefix + name, tensor
 
 
+def stored(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors that files hold, shared ones under all of their names; extra state may be something else."""
+    return {name: value for name, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+
+
 def unstored(module: nn.Module) -> dict[str, Tensor]:
     """The buffers that no file holds: the architecture makes them."""
-    stored = module.state_dict()
-    return {name: buffer for name, buffer in module.named_buffers() if name not in stored}
+    held = stored(module)
+    return {name: buffer for name, buffer in module.named_buffers() if name not in held}
 
 
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}

@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
+from prunecli.graph.tensors import stored
 from prunecli.surgery.recover import recalibrate
+from prunecli.train.sharding import load
 
 POINTS = 9
 
@@ -25,7 +27,7 @@ def barrier(first: nn.Module, second: nn.Module, images: Sequence[tuple[Tensor, 
         first, second: networks of one architecture.
         images: (N, C, H, W) with labels (N,), in batches.
     """
-    start, end = first.state_dict(), second.state_dict()
+    start, end = stored(first), stored(second)
     losses = []
     for point in torch.linspace(0, 1, POINTS).tolist():
         between = copied(first)
@@ -33,7 +35,7 @@ def barrier(first: nn.Module, second: nn.Module, images: Sequence[tuple[Tensor, 
             name: tensor.lerp(end[name].to(tensor), point) if tensor.is_floating_point() else tensor
             for name, tensor in start.items()
         }
-        between.load_state_dict(mixed)
+        load(between, mixed)
         settled = recalibrate(between, lambda: (x for x, _ in images))
         found = [F.cross_entropy(output_tensors(settled(x))[0].float(), y) * len(y) for x, y in images]
         losses.append(float(torch.stack(found).sum()) / sum(len(y) for _, y in images))

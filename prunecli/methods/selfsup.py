@@ -31,15 +31,17 @@ def earlier(module: nn.Module, path: str) -> nn.Module:
     """
     from prunecli.checkpoint.read import read
     from prunecli.graph.copying import copied
+    from prunecli.graph.tensors import stored
+    from prunecli.train.sharding import load
 
     twin = copied(module)
-    own = twin.state_dict()
+    own = stored(twin)
     state = read(path).spelled(own).state
     odd = [n for n, t in own.items() if n not in state or state[n].shape != t.shape]
     if odd:
         reason = f"has no tensor {odd[0]} of shape {tuple(own[odd[0]].shape)}"
         raise InputError(f"method.rewind: {path} {reason}", hint="an earlier checkpoint of the same network")
-    twin.load_state_dict({name: state[name] for name in own})
+    load(twin, {name: state[name] for name in own})
     return twin
 
 

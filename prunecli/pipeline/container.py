@@ -19,7 +19,7 @@ from prunecli.errors import VerificationError, blamed_on_the_model
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import drawn, outputs
-from prunecli.graph.tensors import unstored
+from prunecli.graph.tensors import stored, unstored
 from prunecli.inputs import to_json
 from prunecli.model import Model, Opening, from_checkpoint
 from prunecli.ranks import rank
@@ -65,7 +65,7 @@ def save(path: Path, model: Model, opened: Model, provenance: Provenance) -> int
     }
     if rank() != 0:
         return 0
-    tensors = dict(model.module.state_dict(keep_vars=True))
+    tensors = stored(model.module)
     write_tensors(path, tensors, metadata, _same_after_reload(model, opened))
     return path.stat().st_size
 
@@ -78,9 +78,9 @@ def parent_digest(model: Model) -> str | None:
 def origin(model: Model) -> str:
     """A digest of the weights that a run starts from: of the file, or of the tensors where there is none."""
     digest = hashlib.sha256((parent_digest(model) or "").encode())
-    for name, tensor in model.module.state_dict().items() if model.path is None else ():
+    for name, tensor in stored(model.module).items() if model.path is None else ():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

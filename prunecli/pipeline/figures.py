@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.read import weight_files
-from prunecli.cost.measure import fvcore_flops
+from prunecli.cost.measure import count_flops
 from prunecli.facts import Figures
 from prunecli.model import Model
 from prunecli.units import human
@@ -34,7 +34,7 @@ def figures(model: Model, module: nn.Module, size: int, accuracy: float | None =
         accuracy: where it is known.
     """
     params, nonzero, sparsity = count(dict(module.named_parameters()))
-    return Figures(params, nonzero, sparsity, fvcore_flops(module, model.example), size, accuracy)
+    return Figures(params, nonzero, sparsity, count_flops(module, model.example), size, accuracy)
 
 
 def tensor_bytes(module: nn.Module) -> int:

@@ -23,6 +23,7 @@ from prunecli.facts import BudgetFacts
 from prunecli.graph.channels import Bools, Channels, trace
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example
+from prunecli.graph.tensors import stored
 from prunecli.model import Model
 from prunecli.pipeline.figures import weight_bytes
 from prunecli.recipe.schema import Budget, Recipe
@@ -124,7 +125,7 @@ def _counted(polynomial: Callable[[nn.Module, Channels], Polynomial]) -> Callabl
 
 def _size(stage: Stage, progress: float) -> Limit:
     """Bytes of the written file, its header and metadata included."""
-    state = stage.opened.module.state_dict()
+    state = stored(stage.opened.module)
     widths = {name: state[name].element_size() for name in state if name in stage.channels.tape.params}
     cost = params(stage.channels, widths, widths)
     whole = float(weight_bytes(stage.reference))
@@ -132,7 +133,7 @@ def _size(stage: Stage, progress: float) -> Limit:
     def measure(module: nn.Module, journal: Journal) -> float:
         full = stage.opened.journal.then(stage.journal).then(journal)
         metadata = {"journal": full.to_json(), "recipe": stage.recipe.resolved()}
-        return float(file_size(module.state_dict(keep_vars=True), metadata) + SIZE_RESERVE)
+        return float(file_size(stored(module), metadata) + SIZE_RESERVE)
 
     return Limit("size", whole, _amount(stage.budget, whole, progress), cost, measure, lambda n: f"{human(n)}B")
 

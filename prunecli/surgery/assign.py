@@ -12,7 +12,7 @@ from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.names import telling
 from prunecli.errors import ArchError, CheckpointError
 from prunecli.graph.copying import like
-from prunecli.graph.tensors import in_rows, weight_norms
+from prunecli.graph.tensors import EXTRA, in_rows, stored, weight_norms
 from prunecli.surgery.apply import set_attributes, sliced
 from prunecli.surgery.border import border
 from prunecli.surgery.expand import narrowed
@@ -31,7 +31,7 @@ def assign(module: nn.Module, state: Mapping[str, Tensor], journal: Journal, wha
         ArchError: names or shapes do not fit.
     """
     _restructure(module, journal, what)
-    own = dict(module.state_dict(keep_vars=True))
+    own = stored(module)
     added = {n for n in state if n not in own and _may_add(module, n)}
     _insist_on_fit(module, own, added, state, journal, what)
     _check_attributes(module, journal, what)
@@ -80,7 +80,11 @@ def _fill(module: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tens
         if id(old) not in tied:
             new = _own(state[name], given) if name in state else torch.zeros((), dtype=torch.long)
             tied[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-        setattr(module.get_submodule(owner), attribute, tied[id(old)])
+        holder = module.get_submodule(owner)
+        if attribute == EXTRA:
+            holder.set_extra_state(tied[id(old)])
+        else:
+            setattr(holder, attribute, tied[id(old)])
 
 
 def _own(tensor: Tensor, given: set[int]) -> Tensor:

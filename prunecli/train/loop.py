@@ -23,6 +23,7 @@ from prunecli.device import usable
 from prunecli.errors import InputError, OutcomeError, blamed_on_the_model
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example, record
+from prunecli.graph.tensors import stored
 from prunecli.methods.hook import Batch, Course, Hook
 from prunecli.ranks import world
 from prunecli.recipe.schema import Train
@@ -256,7 +257,7 @@ class Trainer:
         """Whole tensors: the best, or the last ones, and then not even the last step may have made them infinite."""
         result = gathered(run.result, module)
         if run.keeps_best and run.best is not None:
-            result.load_state_dict(run.best)
+            load(result, run.best)
         elif not all(bool(weight.isfinite().all()) for weight in result.parameters()):  # masks may hold -inf
             raise self._diverged(run.step, "a weight is not finite")
         return result
@@ -340,7 +341,7 @@ def _validate(run: _Run, data: Data, held_out: Tensor) -> None:
         mine = share(held_out)
         now = total(accuracy(run.result, data.train, mine) * len(mine)) / len(held_out)
     if not run.accuracies or now >= max(run.accuracies):
-        run.best = {name: t.detach().cpu().clone() for name, t in whole(run.result.state_dict()).items()}
+        run.best = {name: t.detach().cpu().clone() for name, t in whole(stored(run.result)).items()}
     run.accuracies.append(now)
 
 

@@ -63,9 +63,9 @@ def part_of(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """`load_state_dict` of whole tensors."""
+    """`load_state_dict` of whole tensors; extra state that is none stays."""
     own = module.state_dict()
-    module.load_state_dict({name: part_of(tensor, own[name]) for name, tensor in state.items()})
+    module.load_state_dict(own | {name: part_of(tensor, own[name]) for name, tensor in state.items()})
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from torchvision.ops import deform_conv2d
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.cost.count import MULTIPLY_ADDS, flops, params
-from prunecli.cost.measure import flops_by_op, fvcore_flops
+from prunecli.cost.measure import count_flops, flops_by_op
 from prunecli.graph.channels import trace
 from prunecli.graph.tape import Example
 from prunecli.surgery.apply import cut
@@ -34,12 +37,12 @@ def test_counted_equals_measured(name: str) -> None:
     channels = settle(module, example, trace(module, example))
     counted, weights = flops(channels), params(channels, [n for n, _ in module.named_parameters()])
     everything = np.ones(channels.count, dtype=np.bool_)
-    assert counted(everything) == fvcore_flops(module, example)
+    assert counted(everything) == count_flops(module, example)
     assert weights(everything) == sum(p.numel() for p in module.parameters())
     removed = repair(channels, np.random.default_rng(0).random(channels.count) < 0.5)
     assert removed.any()
     smaller, _ = cut(module, channels, removed)
-    assert counted(~removed) == fvcore_flops(smaller, example)
+    assert counted(~removed) == count_flops(smaller, example)
     assert weights(~removed) == sum(p.numel() for p in smaller.parameters())
 
 
@@ -64,7 +67,7 @@ class Recurrent(nn.Module):
 def test_every_matrix_of_a_recurrent_layer_meets_every_step(layer: nn.Module, weights: int) -> None:
     example = Example((torch.zeros(3, 5, 6),))
     channels = trace(layer, example)
-    assert fvcore_flops(layer, example) == flops(channels)(np.ones(channels.count, dtype=bool)) == 3 * 5 * weights
+    assert count_flops(layer, example) == flops(channels)(np.ones(channels.count, dtype=bool)) == 3 * 5 * weights
 
 
 class Deformed(nn.Module):
@@ -80,14 +83,14 @@ def test_every_weight_of_a_deformed_convolution_meets_every_place() -> None:
     layer, example = Deformed(), Example((torch.zeros(2, 4, 5, 5),))
     channels = trace(layer, example)
     expected = 2 * 5 * 5 * (18 * 4 * 9 + 6 * 4 * 9)
-    assert fvcore_flops(layer, example) == flops(channels)(np.ones(channels.count, dtype=bool)) == expected
+    assert count_flops(layer, example) == flops(channels)(np.ones(channels.count, dtype=bool)) == expected
 
 
 def test_counting_leaves_the_mode_and_the_statistics() -> None:
     module = build(parse("digits_net")).train()
     module.stem.eval()
     before = {n: t.clone() for n, t in module.state_dict().items()}
-    fvcore_flops(module, Example((torch.zeros(2, 1, 8, 8),)))
+    count_flops(module, Example((torch.zeros(2, 1, 8, 8),)))
     assert module.training
     assert not module.stem.training
     assert all(torch.equal(before[n], t) for n, t in module.state_dict().items())
@@ -119,6 +122,42 @@ def test_multiply_adds_are_counted_apart() -> None:
     channels = trace(Attended().eval(), Example((torch.zeros(2, 3, 4, 4),)))
     kept = np.ones(channels.count, dtype=bool)
     assert flops(channels, MULTIPLY_ADDS)(kept) == flops(channels)(kept) - 2 * 2 * 8 * 16
+
+
+@dataclasses.dataclass
+class Answer:
+    scores: torch.Tensor
+    name: str = "of no tensor"
+
+
+class Told(Attended):
+    def forward(self, x: torch.Tensor) -> Answer:
+        return Answer(super().forward(x))
+
+
+class Scripted(Attended):
+    """TorchScript's tracer takes no hooks on such parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.conv = torch.jit.script(self.conv)
+
+
+class Scaled(Attended):
+    """A layer called with other weights than its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights = {name: 2 * weight for name, weight in self.conv.named_parameters()}
+        y = self.norm(torch.func.functional_call(self.conv, weights, (x,))).flatten(2).transpose(1, 2)
+        return torch.einsum("nlc,nmc->nlm", torch.nn.functional.scaled_dot_product_attention(y, y, y), y)
+
+
+@pytest.mark.parametrize("kind", [Told, Scripted, Scaled])
+def test_what_torchscript_cannot_trace_is_counted_all_the_same(kind: type[Attended]) -> None:
+    example = Example((torch.zeros(2, 3, 4, 4),))
+    assert count_flops(kind().eval(), example) == count_flops(Attended().eval(), example)
 
 
 class TwoSided(nn.Module):

@@ -75,6 +75,20 @@ def test_a_tensor_without_a_device_needs_no_data() -> None:
     assert not record(MakesMasks(), Example((torch.zeros(1, 4),))).needs_data
 
 
+class Inferring(nn.Sequential):
+    @torch.inference_mode()
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+def test_inference_mode_hides_nothing() -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Dropout(), nn.Flatten(), nn.Linear(8, 2)
+    example = Example((torch.zeros(1, 3, 3, 3),))
+    plain, inferring = (record(kind(*layers).eval(), example) for kind in (nn.Sequential, Inferring))
+    kinds = [{op.name for op in tape.live_ops()} for tape in (plain, inferring)]
+    assert kinds[0] == kinds[1]
+
+
 def test_in_place_writes_make_new_values() -> None:
     class Adds(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import prunecli
 from prunecli.cost.count import flops
-from prunecli.cost.measure import fvcore_flops
+from prunecli.cost.measure import count_flops
 from prunecli.graph.tape import Example
 from prunecli.recipe.load import validate
 from prunecli.surgery.apply import cut, masked
@@ -66,7 +66,7 @@ def test_every_product_is_counted_once() -> None:
     module, example = experts()
     channels = survey(module, example)
     by_hand = 8 * (16 * 32 + 32 * 96 + 48 * 32 + 32 * 3)
-    assert flops(channels)(~channels.frozen | True) == fvcore_flops(module, example) == by_hand
+    assert flops(channels)(~channels.frozen | True) == count_flops(module, example) == by_hand
 
 
 @pytest.mark.parametrize("share", [0.4, 0.55, 0.8])
