@@ -5,6 +5,7 @@ This is the only module that brings networks to life.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,8 +26,8 @@ from prunecli.errors import ArchError, CheckpointError, InputError
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import picking
 from prunecli.graph.lazy import awakened, insist_on_values, is_lazy
-from prunecli.graph.tape import Example, ForwardError
-from prunecli.graph.tensors import row_major, stored, unstored
+from prunecli.graph.tape import Example, ForwardError, record
+from prunecli.graph.tensors import cast, row_major, stored, unstored
 from prunecli.inputs import DTYPES, Argument, Inputs, from_json
 from prunecli.surgery.assign import assign
 
@@ -204,7 +205,7 @@ def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model
 
 
 def _model(checkpoint: Checkpoint, module: nn.Module, spec: ArchSpec | None, journal: Journal, inputs: Inputs) -> Model:
-    return Model(
+    found = Model(
         source=str(checkpoint.path),
         format=checkpoint.format,
         module=row_major(module).eval(),
@@ -216,6 +217,22 @@ def _model(checkpoint: Checkpoint, module: nn.Module, spec: ArchSpec | None, jou
         config=checkpoint.config or (checkpoint.container or {}).get("config"),
         notes=checkpoint.remarks,
     )
+    return _in_one_dtype(found)
+
+
+def _in_one_dtype(model: Model) -> Model:
+    """With all floats in the widest dtype that the file has, where layers of several do not run together."""
+    dtypes = {p.dtype for p in model.module.parameters() if p.is_floating_point()}
+    if len(dtypes) < 2:
+        return model
+    try:
+        record(model.module, model.example)
+    except ForwardError:
+        widest = functools.reduce(torch.promote_types, dtypes)
+        names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        note = f"its weights are {' and '.join(names)}, which do not run together: opened as {str(widest)[6:]}"
+        return replace(model, module=cast(model.module, widest), notes=[*model.notes, note])
+    return model
 
 
 def blank(spec: ArchSpec, inputs: Inputs | None) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.errors import CheckpointError
+from prunecli.errors import CheckpointError, summary
 
 State = dict[str, Tensor]
 
@@ -82,7 +82,23 @@ def _as_state(value: Any) -> State | None:
     tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors or (len(tensors) < len(value) and not any("." in k for k in tensors)):
         return None
-    return {k: v.detach() for k, v in tensors.items()}
+    return {k: _dense(v.detach(), k) for k, v in tensors.items()}
+
+
+def _dense(tensor: Tensor, name: str) -> Tensor:
+    """The tensor as layers take it: not sparse, in storage.
+
+    Raises:
+        CheckpointError: it has no numbers, or too many.
+    """
+    if tensor.is_meta:
+        raise CheckpointError(f"{name} has a shape and no numbers: it was saved from the meta device")
+    if tensor.layout is torch.strided and not tensor.is_nested:
+        return tensor.resolve_neg().resolve_conj()
+    try:
+        return tensor.to_dense()
+    except (RuntimeError, NotImplementedError) as error:
+        raise CheckpointError(f"{name} is no dense tensor, and cannot be made one: {summary(error)}") from error
 
 
 def telling(name: str) -> bool:

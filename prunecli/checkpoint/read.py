@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.sparse import check_sparse_tensor_invariants
 
 from prunecli.checkpoint.names import State, find_weights, plain_names, spellings, telling
 from prunecli.checkpoint.values import is_left_out, left_out
@@ -178,7 +179,7 @@ def _load_pickle(path: Path, trust: bool) -> Loaded:
     """
     folders = [Path.cwd()] if trust else []
     try:
-        with warnings.catch_warnings(), left_out(), importing_from(*folders):
+        with warnings.catch_warnings(), left_out(), importing_from(*folders), check_sparse_tensor_invariants():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=not trust), None
     except (ImportError, AttributeError) as error:

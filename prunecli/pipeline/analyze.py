@@ -54,10 +54,9 @@ def analyze(
 
 
 def _of_state(path: Path, form: str, state: dict[str, Tensor], notes: list[str]) -> AnalyzeFacts:
-    """Facts of bare tensors: floating-point ones that are no running statistics count as parameters."""
-    parameters = {
-        n: t for n, t in state.items() if t.is_floating_point() and not n.endswith(("running_mean", "running_var"))
-    }
+    """Facts of bare tensors: those of floats or complex numbers that are no running statistics count as parameters."""
+    numbers = {n: t for n, t in state.items() if t.is_floating_point() or t.is_complex()}
+    parameters = {n: t for n, t in numbers.items() if not n.endswith(("running_mean", "running_var"))}
     layers: dict[str, dict[str, Tensor]] = {}
     for name, tensor in parameters.items():
         layers.setdefault(name.rpartition(".")[0], {})[name] = tensor

@@ -56,7 +56,7 @@ def _insist_on_fit(
     """Every tensor of the model is there, in its shape after the cuts, and no other.
 
     Raises:
-        ArchError: names or shapes do not fit.
+        ArchError: names, shapes or kinds of numbers do not fit.
         CheckpointError: the two parts of a weight norm do not fit each other.
     """
     missing = [n for n in own if n not in state and telling(n)]
@@ -65,10 +65,24 @@ def _insist_on_fit(
     wrong = [n for n in own if n in state and tuple(state[n].shape) != shapes[n]]
     if missing or unexpected or wrong:
         raise ArchError(_misfit(what, shapes, state, missing, unexpected, wrong), hint="check --arch")
+    odd = [n for n, t in own.items() if isinstance(t, nn.Parameter) and n in state and _kind(t) != _kind(state[n])]
+    if odd:
+        found, wanted = (str(t.dtype).removeprefix("torch.") for t in (state[odd[0]], own[odd[0]]))
+        raise ArchError(
+            f"{what}: it holds {found} where the architecture has {wanted}: {', '.join(odd[:3])}",
+            hint="a quantised checkpoint? convert it to floats of 16 bits or more first",
+        )
     for magnitude, direction, dim in weight_norms(module):  # torch's kernel trusts that they fit
         fits = tuple(n if d == dim else 1 for d, n in enumerate(shapes[direction]))
         if shapes[magnitude] not in ((), fits):
             raise CheckpointError(f"{what}: the journal cuts {magnitude} and {direction} apart")
+
+
+def _kind(tensor: Tensor) -> str:
+    """Numbers that layers take in each other's place."""
+    if tensor.is_floating_point():
+        return "floats" if tensor.element_size() > 1 else "floats of 8 bits"  # few kernels take those
+    return "complex numbers" if tensor.is_complex() else "integers"
 
 
 def _fill(module: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -26,7 +26,7 @@ from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.checkpoint.read import read
 from prunecli.checkpoint.values import LeftOut, left_out
-from prunecli.errors import CheckpointError, UnsafeFileError
+from prunecli.errors import ArchError, CheckpointError, UnsafeFileError
 from prunecli.inputs import Argument
 from prunecli.model import Opening, open_model
 from prunecli.recipe.load import validate
@@ -85,6 +85,64 @@ def test_every_format_gives_the_same_tensors(name: str, state: State, tmp_path: 
     found = read(path).state
     assert found.keys() == state.keys()
     assert all(torch.equal(found[n], state[n]) for n in state)
+
+
+SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "coo": Tensor.to_sparse,
+    "csr": Tensor.to_sparse_csr,
+    "bsr": lambda tensor: tensor.to_sparse_bsr((2, 2)),
+    "negative view": lambda tensor: torch._neg_view(-tensor),
+}
+
+
+@pytest.mark.parametrize("layout", SPARSE)
+def test_sparse_weights_are_made_dense(layout: str, state: State, tmp_path: Path) -> None:
+    head = state["head.weight"].where(state["head.weight"] > 0, 0)
+    torch.save(state | {"head.weight": SPARSE[layout](head)}, tmp_path / "sparse.pt")
+    found = open_model(str(tmp_path / "sparse.pt"), Opening("digits_net")).module
+    assert torch.equal(found.get_parameter("head.weight"), head)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "problem"),
+    [
+        (torch.zeros(10, 64, device="meta"), "was saved from the meta device"),
+        (torch.sparse_coo_tensor(torch.zeros(2, 1), torch.ones(1), (2**40, 2**20), check_invariants=False), "no dense"),
+    ],
+)
+def test_tensors_without_numbers_are_named(tensor: Tensor, problem: str, state: State, tmp_path: Path) -> None:
+    torch.save(state | {"head.weight": tensor}, tmp_path / "odd.pt")
+    with pytest.raises(CheckpointError, match=rf"head\.weight .*{problem}"):
+        read(tmp_path / "odd.pt")
+
+
+def test_places_outside_of_a_sparse_tensor_are_not_written(state: State, tmp_path: Path) -> None:
+    far = torch.sparse_coo_tensor(torch.full((2, 1), 2**40), torch.ones(1), (10, 64), check_invariants=False)
+    torch.save(state | {"head.weight": far}, tmp_path / "hostile.pt")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read(tmp_path / "hostile.pt")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_that_do_not_run_together_become_the_widest(dtype: torch.dtype, state: State, tmp_path: Path) -> None:
+    torch.save(state | {"head.weight": state["head.weight"].to(dtype)}, tmp_path / "mixed.pt")
+    found = open_model(str(tmp_path / "mixed.pt"), Opening("digits_net"))
+    assert {p.dtype for p in found.module.parameters()} == {torch.promote_types(dtype, torch.float32)}
+    assert "do not run together" in found.notes[-1]
+    recipe = validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.6}})
+    prunecli.prune(recipe, str(tmp_path / "mixed.pt"), tmp_path / "small.safetensors", Opening("digits_net"))
+    again = open_model(str(tmp_path / "small.safetensors"))
+    assert not again.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint16, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_numbers_of_another_kind_are_refused(dtype: torch.dtype, state: State, tmp_path: Path) -> None:
+    safetensors.torch.save_file(state | {"head.weight": state["head.weight"].to(dtype)}, tmp_path / "odd.safetensors")
+    with pytest.raises(ArchError, match=f"it holds {str(dtype)[6:]} where the architecture has float32: head.weight"):
+        open_model(str(tmp_path / "odd.safetensors"), Opening("digits_net"))
+    facts = prunecli.analyze(str(tmp_path / "odd.safetensors"))  # without an architecture: bare tensors
+    assert facts.arch is None
+    assert facts.nonzero > 0
 
 
 def test_the_trained_weights_win_over_their_average_and_key_forces(state: State, tmp_path: Path) -> None:
