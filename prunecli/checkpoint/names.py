@@ -85,12 +85,19 @@ def _as_state(value: Any) -> State | None:
     return {k: _dense(v.detach(), k) for k, v in tensors.items()}
 
 
+_PACKED = {getattr(torch, "float4_e2m1fn_x2", None)}  # torch only stores it
+
+
 def _dense(tensor: Tensor, name: str) -> Tensor:
     """The tensor as layers take it: not sparse, in storage.
 
     Raises:
         CheckpointError: it has no numbers, or too many.
     """
+    if tensor.dtype in _PACKED:
+        raise CheckpointError(
+            f"{name} packs two numbers of 4 bits into each byte", hint="convert it to floats of 16 bits or more first"
+        )
     if tensor.is_meta:
         raise CheckpointError(f"{name} has a shape and no numbers: it was saved from the meta device")
     if tensor.layout is torch.strided and not tensor.is_nested:

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import os
 import pickle
+import struct
 import types
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
@@ -95,6 +96,7 @@ SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize("layout", SPARSE)
 def test_sparse_weights_are_made_dense(layout: str, state: State, tmp_path: Path) -> None:
     head = state["head.weight"].where(state["head.weight"] > 0, 0)
@@ -114,6 +116,13 @@ def test_tensors_without_numbers_are_named(tensor: Tensor, problem: str, state: 
     torch.save(state | {"head.weight": tensor}, tmp_path / "odd.pt")
     with pytest.raises(CheckpointError, match=rf"head\.weight .*{problem}"):
         read(tmp_path / "odd.pt")
+
+
+def test_packed_numbers_are_named(tmp_path: Path) -> None:
+    header = b'{"a.weight":{"dtype":"F4","shape":[8,8],"data_offsets":[0,32]}}'
+    (tmp_path / "packed.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(32))
+    with pytest.raises(CheckpointError, match=r"a\.weight packs|Dtype not understood|unknown variant"):
+        read(tmp_path / "packed.safetensors")
 
 
 def test_places_outside_of_a_sparse_tensor_are_not_written(state: State, tmp_path: Path) -> None:
