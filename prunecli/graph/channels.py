@@ -13,6 +13,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
+from prunecli.graph.blocks import held, refined
 from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Normed, Pad, Read, Split, Told, Views, along
 from prunecli.graph.rules import apply
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
@@ -329,14 +330,18 @@ def connect(
     reasons = {channel: book.freezes[first[channel]].reason for channel in np.flatnonzero(frozen).tolist()}
     frozen[0] = True
     placed = tuple(Slot(name, dim, channel_of[ids.numpy()]) for (name, dim), ids in slots.items())
-    blocks, filters, aligned = (
+    equal, filters, aligned = (
         {rows.tobytes(): rows for rows in (channel_of[block.numpy()] for block in found) if not frozen[rows].all()}
         for found in (book.blocks, book.filters, book.aligned)
     )
+    blocks = refined([*equal.values()])
+    for channel, frozen_one in held(blocks, frozen).items():
+        frozen[channel] = True
+        reasons[channel] = f"as many must stay as are frozen elsewhere: {reasons.get(frozen_one, 'they are fixed')}"
     members = _occurrences(placed, len(frozen))
     return Channels(
         tape, labels, channel_of, frozen, reasons, placed, members, _group(placed, members, frozen, reasons),
-        tuple(blocks.values()), tuple(filters.values()), tuple(aligned.values()), tuple(book.splits),
+        tuple(blocks), tuple(filters.values()), tuple(aligned.values()), tuple(book.splits),
         tuple(book.mixed), tuple(book.reads), tuple(book.pads), tuple(book.told), tuple(book.normed),
         dict(book.unknown),
     )  # fmt: skip

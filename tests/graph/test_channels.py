@@ -246,3 +246,20 @@ def test_outputs_lie_along_what_is_not_summed_over() -> None:
     written = {"up.weight": [1], "deep.weight": [0], "turned": [1], "tied.weight": [0]}
     written |= {f"{directions}0": [], f"{directions}1": [1, 2, 3]}
     assert {name: channels.written_dims(name) for name in written} == written
+
+
+class Halves(nn.Module):
+    """Both halves are equally wide; one of them is an output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(8, 32), nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        shown, hidden = self.into(x).chunk(2, dim=-1)
+        return shown, self.out(hidden)
+
+
+def test_what_must_be_as_wide_as_something_frozen_is_frozen() -> None:
+    hidden = group_of(channels_of(Halves(), 1, 8), "out.weight[1]")
+    assert hidden.frozen == "as many must stay as are frozen elsewhere: model output"

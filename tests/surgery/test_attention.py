@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from prunecli.model import Opening, open_model
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.attention import FewerHeads, allow_fewer_heads
 from prunecli.surgery.fix import head_edits
+from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves, survey
 from prunecli.surgery.trial import trial
 from prunecli.surgery.verify import compare
@@ -227,3 +229,29 @@ def test_several_inputs_by_place_and_by_name() -> None:
     smaller, _ = cut(module, channels, removed)
     assert smaller.left.out_channels == smaller.right.out_features == 4
     assert compare(masked(module, channels, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
+
+
+class Thirds(nn.Module):
+    """Queries, keys and values are thirds of one layer; each third is cut into heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out, self.heads = nn.Linear(16, 96), nn.Linear(32, 16), 4
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.into(x).chunk(3, dim=-1))
+        mixed = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+SEQUENCE = Example((torch.zeros(2, 5, 16),))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_thirds_of_heads_go_down_to_one_channel_of_each_head(seed: int) -> None:
+    channels = survey(Thirds().eval(), SEQUENCE)
+    live = np.concatenate([group.channels for group in channels.groups if not group.frozen])
+    order = np.random.default_rng(seed).permutation(live)
+    left = ~repair(channels, np.isin(np.arange(channels.count), live), order)
+    widths = [int(left[slot.channels].sum()) for slot in channels.slots if slot.name == "into.weight" and slot.dim == 0]
+    assert widths == [3 * 4]
