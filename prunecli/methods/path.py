@@ -12,7 +12,6 @@ from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
 from prunecli.graph.tensors import stored
 from prunecli.surgery.recover import recalibrate
-from prunecli.train.sharding import load
 
 POINTS = 9
 
@@ -35,7 +34,7 @@ def barrier(first: nn.Module, second: nn.Module, images: Sequence[tuple[Tensor, 
             name: tensor.lerp(end[name].to(tensor), point) if tensor.is_floating_point() else tensor
             for name, tensor in start.items()
         }
-        load(between, mixed)
+        between.load_state_dict(between.state_dict() | mixed)
         settled = recalibrate(between, lambda: (x for x, _ in images))
         found = [F.cross_entropy(output_tensors(settled(x))[0].float(), y) * len(y) for x, y in images]
         losses.append(float(torch.stack(found).sum()) / sum(len(y) for _, y in images))

@@ -32,7 +32,6 @@ def earlier(module: nn.Module, path: str) -> nn.Module:
     from prunecli.checkpoint.read import read
     from prunecli.graph.copying import copied
     from prunecli.graph.tensors import stored
-    from prunecli.train.sharding import load
 
     twin = copied(module)
     own = stored(twin)
@@ -41,7 +40,7 @@ def earlier(module: nn.Module, path: str) -> nn.Module:
     if odd:
         reason = f"has no tensor {odd[0]} of shape {tuple(own[odd[0]].shape)}"
         raise InputError(f"method.rewind: {path} {reason}", hint="an earlier checkpoint of the same network")
-    load(twin, {name: state[name] for name in own})
+    twin.load_state_dict(twin.state_dict() | {name: state[name] for name in own})
     return twin
 
 
