@@ -67,14 +67,18 @@ class Search:
             rounded = (self._rounded(removed, groups, order, round_to) for groups in (live, large))
             removed = next((found for found in rounded if found is not None), removed)
         if self.channels.filters and not self._is_close(removed):
-            freer = replace(self, channels=self.channels.of_any_width()).solve(round_to)
-            removed = max(removed, freer, key=self._cost)
+            freer = self._freer().solve(round_to)
+            removed = max(removed, freer, key=lambda choice: (self._cost(choice) <= self.limit, self._cost(choice)))
         return removed
 
     def least(self) -> float:
         """The cost with everything removed that may go."""
-        order = self._order()
-        return self._cost(self._remove(order, len(order)))
+        search, order = self._freer(), self._order()
+        return self._cost(search._remove(order, len(order)))
+
+    def _freer(self) -> Search:
+        """With groups of convolutions of any width, also of those that their kernels are slow at."""
+        return replace(self, channels=self.channels.of_any_width())
 
     def _order(self) -> Ints:
         """Channels that may go, worst first; ties are broken by index."""
@@ -92,8 +96,8 @@ class Search:
         return self.cost(~removed)
 
     def _is_close(self, removed: Bools) -> bool:
-        """Whether little is left of the limit."""
-        return self._cost(removed) >= self.limit - SLACK * self._cost(np.zeros_like(removed))
+        """Whether the limit holds, and little is left of it."""
+        return self.limit - SLACK * self._cost(np.zeros_like(removed)) <= self._cost(removed) <= self.limit
 
     def _fewest(self, order: Ints) -> int:
         low, high = 0, len(order)

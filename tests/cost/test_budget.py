@@ -88,6 +88,31 @@ def test_a_grouped_convolution_is_as_wide_as_the_budget_says(share: float, round
     assert any(width % 8 for width in kept)
 
 
+class Shuffling(nn.Module):
+    """A stream that is added to in another order ties the groups of all of its convolutions together."""
+
+    def __init__(self, width: int, groups: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, width, 1), nn.Conv2d(width, 5, 1)
+        self.mix, self.back = (nn.ModuleList(nn.Conv2d(width, width, 1, groups=groups) for _ in "123") for _ in "12")
+        self.shuffle = nn.ChannelShuffle(groups)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for mix, back in zip(self.mix, self.back, strict=True):
+            x = x + back(self.shuffle(mix(x).relu()))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("width", "share"), [(36, 0.05), (108, 0.01)])
+def test_kernels_do_not_decide_what_is_possible(width: int, share: float) -> None:
+    channels = trace(Shuffling(width, 3).eval(), Example((torch.zeros(1, 3, 8, 8),)))
+    cost = flops(channels)
+    limit = share * cost(np.ones(channels.count, dtype=np.bool_))
+    asked = Search(channels, np.random.default_rng(0).random(channels.count), cost, limit)
+    assert asked.least() <= cost(~asked.solve()) <= limit
+
+
 def test_min_channels() -> None:
     channels, _ = case()
     removed = search(np.random.default_rng(3).random(channels.count), 0.3, min_channels=6).solve()
