@@ -199,7 +199,7 @@ def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model
     spec, why = _choose(checkpoint, opening.arch)
     if opening.arch is not None:  # a guess fits the plain names
         checkpoint = checkpoint.spelled(blank(spec, opening.inputs).state_dict())
-    module = filled(spec, checkpoint.state, Journal(), opening.inputs, str(checkpoint.path))
+    module = filled(spec, checkpoint.state, Journal(), str(checkpoint.path), opening.inputs)
     found = _model(checkpoint, module, spec, Journal(), _inputs(spec, module, opening.inputs))
     return replace(found, notes=[*found.notes, why]) if why else found
 
@@ -235,7 +235,7 @@ def _in_one_dtype(model: Model) -> Model:
     return model
 
 
-def blank(spec: ArchSpec, inputs: Inputs | None) -> nn.Module:
+def blank(spec: ArchSpec, inputs: Inputs | None = None) -> nn.Module:
     """The architecture without storage for its parameters."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -253,7 +253,7 @@ def _ready(module: nn.Module, spec: ArchSpec | None, inputs: Inputs | None) -> n
 
 
 def filled(
-    spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, inputs: Inputs | None, source: str
+    spec: ArchSpec, state: Mapping[str, Tensor], journal: Journal, source: str, inputs: Inputs | None = None
 ) -> nn.Module:
     """The architecture with the tensors of a file.
 
@@ -321,7 +321,7 @@ def _from_container(checkpoint: Checkpoint, container: Mapping[str, Any], openin
     if spec is not None:
         made = str(container.get("arch") or spec)[:200]
         what = path if made == str(spec) else f"{path} (made from {made})"
-        module = filled(spec, checkpoint.state, journal, inputs, what)
+        module = filled(spec, checkpoint.state, journal, what, inputs)
     else:
         known = Configured(checkpoint.path, container["config"])
         with skeleton():
