@@ -57,11 +57,14 @@ def _smallest(most: float) -> list[tuple[str, int]]:
 
 def _row(name: str, params: int, recipe: Recipe, *, onnx: bool) -> bool:
     """Whether the budget was met."""
+    assert recipe.budget is not None
     started, asked = time.perf_counter(), recipe.budget.amount
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "small.safetensors"
         try:
             facts = prunecli.prune(recipe, name, path)
+            assert facts.budget is not None
+            assert facts.verified is not None
             met = facts.budget.met
             cells = f"{met:.2%} | {facts.verified.max_rel_error:.0e}"
             cells += f" | {prunecli.export(path, Path(folder) / 'small.onnx').max_abs_error:.0e}" if onnx else " | "

@@ -60,8 +60,7 @@ def measure(run: Callable[[nn.Module, Example], int], name: str, repeats: int) -
 def row(name: str, repeats: int) -> tuple[str, float | None]:
     """One row of the table, and how many times faster."""
     first, second = (measure(run, f"torchvision:{name}", repeats) for run in (ours, peer))
-    both = not isinstance(first, str) and not isinstance(second, str)
-    ratio = second[0] / first[0] if both else None
+    ratio = None if isinstance(first, str) or isinstance(second, str) else second[0] / first[0]
     cells = [f"{f[0]:.2f} | {f[1] / 1e6:.1f} M" if not isinstance(f, str) else f"{f} | -" for f in (first, second)]
     return f"| {name} | {cells[0]} | {cells[1]} | {f'{ratio:.1f}' if ratio else '-'} |", ratio
 

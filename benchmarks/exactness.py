@@ -11,6 +11,7 @@ import argparse
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from prunecli.surgery.expand import expand
 from prunecli.surgery.strip import Borders, strip
 from prunecli.surgery.verify import compare
 
-ZEROS = {
+ZEROS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "30 %": lambda module: zero_filters(module, 0.3),
     "50 %": lambda module: zero_filters(module, 0.5),
     "90 %": lambda module: zero_filters(module, 0.9),

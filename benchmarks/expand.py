@@ -95,9 +95,9 @@ def main() -> None:
         whole = count_flops(module, example) or 1
         for (tool, smaller), share in zip(made.items(), shares, strict=True):
             flops = (count_flops(smaller, example) or 0) / whole
-            error = compare(module, smaller, [real], torch.float32).max_rel_error
+            worst = compare(module, smaller, [real], torch.float32).max_rel_error
             print(
-                f"| {name} | {tool} | {count(smaller) / count(module):.1%} | {flops:.1%} | {share:.1%} | {error:.1e} |",
+                f"| {name} | {tool} | {count(smaller) / count(module):.1%} | {flops:.1%} | {share:.1%} | {worst:.1e} |",
                 flush=True,
             )
 

@@ -77,7 +77,7 @@ def _argument_like(example: Tensor) -> Argument:
 
 
 DEFAULT = Opening()
-Source = str | nn.Module  # MODEL as on the command line, or a module in memory
+Source = str | Path | nn.Module  # MODEL as on the command line, a file, or a module in memory
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def open_model(source: Source, opening: Opening = DEFAULT) -> Model:
     if isinstance(source, nn.Module):
         return _in_memory(source, opening)
     if is_architecture(source):
-        return _fresh(parse(source), source, opening.inputs)
+        return _fresh(parse(str(source)), str(source), opening.inputs)
     return from_checkpoint(read(source, key=opening.key, trust=opening.trust), opening)
 
 
@@ -161,9 +161,9 @@ def open_beside(first: Model, source: Source, *, trust: bool = False) -> Model:
         return open_model(source, replace(opening, arch=str(first.arch)))
 
 
-def is_architecture(source: str) -> bool:
+def is_architecture(source: str | Path) -> bool:
     """Whether MODEL names an architecture rather than a file."""
-    if Path(source).exists():
+    if isinstance(source, Path) or Path(source).exists():
         return False
     head = source.partition("?")[0]
     return ":" in head or not any(c in head for c in "/.\\")

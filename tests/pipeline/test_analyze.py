@@ -12,6 +12,7 @@ from zoo.user_models import MODELS
 import prunecli
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
+from prunecli.errors import CheckpointError
 
 
 @pytest.mark.parametrize("name", ["LiteralView", "ExpandedByNumber"])
@@ -37,3 +38,8 @@ def test_groups_of_a_file_that_fills_in_constants(tmp_path: Path) -> None:
         assert off[name].channels - 1 <= group.channels <= off[name].channels
         assert [m for m in group.members if "bias_taps" not in m] == off[name].members
     assert any(not group.frozen for group in facts["always"].groups)
+
+
+def test_a_file_may_be_a_path(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        prunecli.analyze(tmp_path / "conv:nowhere.pt")
