@@ -309,6 +309,54 @@ MUTANTS = {
         "    extras = Extras(recipe, opened, images, None)",
         "methods/test_selfsup.py::test_what_a_report_needs_is_missed_before_the_work",
     ),
+    "thirds are evened out without their heads": Mutant(
+        "graph/blocks.py",
+        "        if NONE in parts:",
+        "        if True:",
+        "surgery/test_attention.py::test_thirds_of_heads_keep_as_many_as_the_widest_head",
+    ),
+    "what cannot get narrower is called free": Mutant(
+        "graph/blocks.py",
+        "            if whole.any() and not whole.all():",
+        "            if False:",
+        "graph/test_channels.py::test_what_must_be_as_wide_as_something_frozen_is_frozen",
+    ),
+    "kernels decide what is possible": Mutant(
+        "cost/budget.py",
+        "        search, order = self._freer(), self._order()",
+        "        search, order = self, self._order()",
+        "cost/test_budget.py::test_kernels_do_not_decide_what_is_possible",
+    ),
+    "complex numbers lose a part": Mutant(
+        "graph/tensors.py",
+        "            return tensor.to(_COMPLEX.get(dtype))",
+        "            return tensor.to(dtype)",
+        "pipeline/test_in_memory.py::test_complex_weights_are_left_out_of_sparsity_and_keep_both_parts",
+    ),
+    "integers are put where floats belong": Mutant(
+        "surgery/assign.py",
+        '    return "complex numbers" if tensor.is_complex() else "integers"',
+        '    return "floats"',
+        "checkpoint/test_read.py::test_numbers_of_another_kind_are_refused",
+    ),
+    "lazy layers keep the width of nothing": Mutant(
+        "graph/lazy.py",
+        "    return any(isinstance(part, LazyModuleMixin) for part in module.modules())",
+        "    return False",
+        "graph/test_lazy.py",
+    ),
+    "a number by itself is written as a shape": Mutant(
+        "inputs.py",
+        '        dtype = self.dtype or (OWN if len(self.shape) < 2 else "")',
+        "        dtype = self.dtype",
+        "test_inputs.py::test_numbers_beside_images",
+    ),
+    "inference mode hides ops": Mutant(
+        "graph/tape.py",
+        "if torch.is_inference_mode_enabled() and _is_composite(func):",
+        "if False:",
+        "graph/test_tape.py::test_inference_mode_hides_nothing",
+    ),
 }
 
 
