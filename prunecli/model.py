@@ -5,6 +5,7 @@ This is the only module that brings networks to life.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ from prunecli.arch.spec import ArchSpec, parse
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.read import Checkpoint, read
 from prunecli.errors import ArchError, CheckpointError, InputError
-from prunecli.graph.copying import copied
+from prunecli.graph.copying import copied, shadow
 from prunecli.graph.examples import picking
 from prunecli.graph.lazy import awakened, insist_on_values, is_lazy
 from prunecli.graph.tape import Example, ForwardError, record
@@ -184,7 +185,8 @@ def _in_memory(module: nn.Module, opening: Opening) -> Model:
         )
     insist_on_values(unwrapped(module))
     module = row_major(_ready(copied(unwrapped(module)), spec, opening.inputs)).eval()
-    notes = [f"{name} is no tensor: no file holds it" for name in module.state_dict() if name not in stored(module)]
+    held = stored(module)
+    notes = [f"{entry} is no tensor: no file holds it" for entry in module.state_dict() if entry not in held]
     return Model(name, "module", module, spec, Journal(), _inputs(spec, module, opening.inputs), notes=notes)
 
 
@@ -222,17 +224,22 @@ def _model(checkpoint: Checkpoint, module: nn.Module, spec: ArchSpec | None, jou
 
 def _in_one_dtype(model: Model) -> Model:
     """With all floats in the widest dtype that the file has, where layers of several do not run together."""
-    dtypes = {p.dtype for p in model.module.parameters() if p.is_floating_point()}
-    if len(dtypes) < 2:
+    dtypes = {p.dtype for p in model.module.parameters() if p.is_floating_point() and p.element_size() > 1}
+    if len(dtypes) < 2 or _runs(model.module, model.example):
         return model
-    try:
-        record(model.module, model.example)
-    except ForwardError:
-        widest = functools.reduce(torch.promote_types, dtypes)
-        names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
-        note = f"its weights are {' and '.join(names)}, which do not run together: opened as {str(widest)[6:]}"
-        return replace(model, module=cast(model.module, widest), notes=[*model.notes, note])
-    return model
+    widest = functools.reduce(torch.promote_types, dtypes)
+    if not _runs(cast(shadow(model.module), widest), model.example.to(dtype=widest)):
+        return model  # that is not why
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    note = f"its weights are {' and '.join(names)}, which do not run together: opened as {str(widest)[6:]}"
+    return replace(model, module=cast(model.module, widest), notes=[*model.notes, note])
+
+
+def _runs(module: nn.Module, example: Example) -> bool:
+    with contextlib.suppress(ForwardError):
+        record(module, example)
+        return True
+    return False
 
 
 def blank(spec: ArchSpec, inputs: Inputs | None = None) -> nn.Module:
