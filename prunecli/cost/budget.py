@@ -119,12 +119,14 @@ class Search:
         for number, group in enumerate(self.channels.groups):
             group_of[group.channels] = number
         full: set[int] = set()
+        demanding = bool(self.channels.blocks or self.channels.filters or self.channels.aligned)
         for channel in order[::-1].tolist():
             if not removed[channel] or group_of[channel] in full:
                 continue
             trial = removed.copy()
             trial[channel] = False
-            trial = repair(self.channels, trial, order[::-1], self.min_channels) if self.channels.blocks else trial
+            if demanding:
+                trial = repair(self.channels, trial, order[::-1], self.min_channels)
             if self._cost(trial) <= self.limit:
                 removed = trial
             else:

@@ -72,7 +72,8 @@ def prune(
         evaluation = evaluated(recipe.data, before.accuracy, after.accuracy)
         provenance = Provenance(recipe.resolved(), result.verified, result.budget, evaluation)
         after = replace(after, bytes=save(output, final, opened, provenance))
-    facts = _facts(opened, extras.added_to(way, write=output is not None), before, after)
+    written = output is not None
+    facts = _facts(opened, extras.added_to(way, write=written), before, after, written=written)
     facts = replace(facts, notes=[*_left_out(recipe, opened), *beside_the_weights(opened), *facts.notes])
     if training is not None:
         facts = replace(facts, notes=[*training.notes, *facts.notes])
@@ -95,7 +96,7 @@ def _insist_on_budget(budget: BudgetFacts | None, output: Path | None) -> None:
         )
 
 
-def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFacts:
+def _facts(opened: Model, way: Way, before: Figures, after: Figures, *, written: bool) -> PruneFacts:
     """What came of the steps; the run fills in where and how long."""
     result, cuts = way.done, _cuts(opened, way.model)
     return PruneFacts(
@@ -107,7 +108,7 @@ def _facts(opened: Model, way: Way, before: Figures, after: Figures) -> PruneFac
         after=after,
         removed_channels=sum(cut.before - cut.after for cut in cuts),
         verified=result.verified,
-        budget=_met(result.budget, before, after),
+        budget=_met(result.budget, before, after, written=written),
         output=None,
         seconds=0.0,
         cuts=cuts,
@@ -136,9 +137,10 @@ def _training(
     return Training(images, recipe.seed, teacher, output, known, resume, report)
 
 
-def _met(budget: BudgetFacts | None, before: Figures, after: Figures) -> BudgetFacts | None:
+def _met(budget: BudgetFacts | None, before: Figures, after: Figures, *, written: bool) -> BudgetFacts | None:
     """The size is known to the byte only when the file is there."""
-    return replace(budget, met=after.bytes / before.bytes) if budget and budget.unit == "size" else budget
+    exact = written and budget is not None and budget.unit == "size"
+    return replace(budget, met=after.bytes / before.bytes) if budget and exact else budget
 
 
 def _left_out(recipe: Recipe, opened: Model) -> list[str]:

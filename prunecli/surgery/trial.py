@@ -179,10 +179,12 @@ class _Trial:
 
     @cached_property
     def _in_parameters(self) -> Bools:
-        """(components,) where a channel of some parameter is in it."""
+        """(components,) where a channel of some parameter is in it that is nowhere left alone: that has no label."""
         _, merged = self._walked
         found = np.zeros(int(merged.max()) + 1, dtype=np.bool_)
         found[merged[: self.channels.count][self.channels.slot_members.getnnz(axis=0) > 0]] = True
+        left = (slot.channels[~self.removed[slot.channels]] for slot in self.channels.slots)
+        found[[merged[channels[0]] for channels in left if len(channels) == 1]] = False
         return found
 
 

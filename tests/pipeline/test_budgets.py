@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from zoo.user_models import MODELS
 
 import prunecli
 from prunecli.checkpoint.journal import Journal
@@ -142,3 +143,21 @@ def test_what_lies_beside_the_weights_is_no_part_of_the_size(checkpoint: str, tm
     plain = prunecli.prune(settings, checkpoint, None)
     assert plain.before.bytes == Path(checkpoint).stat().st_size
     assert not any("no weights" in note for note in plain.notes)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7])
+def test_a_dry_run_tells_the_size_that_the_file_would_have(share: float, tmp_path: Path) -> None:
+    """Of a small network much of the file is its header."""
+    settings = validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"size": share}})
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    found = [prunecli.prune(settings, MODELS["BothWays"](), path, takes) for path in (None, tmp_path / "o.safetensors")]
+    assert all(facts.budget is not None for facts in found)
+    dry, written = (facts.budget.met for facts in found)
+    assert share - 0.1 < written <= dry <= share  # the file reserves some room
+
+
+def test_states_go_down_to_one_of_each_direction() -> None:
+    """What is alone has no label, and looked like a part that was taken at a fixed position."""
+    settings = validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"params": 0.05}})
+    facts = prunecli.prune(settings, MODELS["BothWays"](), None, prunecli.Opening.like(torch.zeros(1, 3, 8, 8)))
+    assert facts.after.params <= 0.05 * facts.before.params
