@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import prunecli
 from prunecli.cli.app import app
 from prunecli.inputs import Argument, from_json, parse_inputs, shown, to_json
+from prunecli.recipe.load import validate
 
 TEXT = """
 import torch
@@ -110,7 +111,7 @@ class Dosed(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_numbers_beside_images(dtype: torch.dtype, tmp_path: Path) -> None:
     images, doses, step = torch.randn(2, 3, 8, 8), torch.rand(2), torch.tensor(7, dtype=dtype)
-    recipe = prunecli.load_recipe("magnitude-flops50", ["data=null", "train=null"])
+    recipe = validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}})
     facts = prunecli.prune(recipe, Dosed(), tmp_path / "small.safetensors", prunecli.Opening.like(images, doses, step))
     assert facts.verified is not None
     assert facts.verified.max_rel_error < 1e-12

@@ -11,6 +11,7 @@ from torch import nn
 import prunecli
 from prunecli.errors import InputError
 from prunecli.inputs import parse_inputs
+from prunecli.recipe.load import validate
 
 NET = """
 from torch import nn
@@ -28,6 +29,7 @@ class Looks(nn.Sequential):
         return super().forward(x) if float(x.sum()) < 1e9 else x
 """
 TAKES = parse_inputs("1x3x8x8")
+RECIPE = validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}})
 
 
 def awake(build: object) -> nn.Module:
@@ -47,9 +49,8 @@ def test_from_a_checkpoint_to_a_smaller_file(factory: str, tmp_path: Path) -> No
     exec(NET, names)
     whole, arch = awake(names[factory]), f"{tmp_path / 'net.py'}:{factory}"
     torch.save(whole.state_dict(), tmp_path / "whole.pt")
-    recipe = prunecli.load_recipe("magnitude-flops50", ["data=null", "train=null"])
     opening = prunecli.Opening(arch=arch, inputs=TAKES)
-    facts = prunecli.prune(recipe, str(tmp_path / "whole.pt"), tmp_path / "small.safetensors", opening)
+    facts = prunecli.prune(RECIPE, str(tmp_path / "whole.pt"), tmp_path / "small.safetensors", opening)
     assert facts.verified is not None
     assert facts.verified.max_rel_error < 1e-12
     small = prunecli.load(tmp_path / "small.safetensors", arch=arch)
@@ -61,10 +62,9 @@ def test_from_a_checkpoint_to_a_smaller_file(factory: str, tmp_path: Path) -> No
 
 
 def test_without_values_it_is_refused_in_memory(tmp_path: Path) -> None:
-    recipe = prunecli.load_recipe("magnitude-flops50", ["data=null", "train=null"])
     module = nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
     with pytest.raises(InputError, match=r"1\.weight has no values yet"):
-        prunecli.prune(recipe, module, tmp_path / "o.safetensors", prunecli.Opening(inputs=TAKES))
+        prunecli.prune(RECIPE, module, tmp_path / "o.safetensors", prunecli.Opening(inputs=TAKES))
     assert isinstance(module[1], nn.LazyLinear)
 
 
@@ -73,7 +73,6 @@ def test_with_the_values_of_a_file_it_knows_its_widths(tmp_path: Path) -> None:
     exec(NET, names)
     module = names["build"]()
     module.load_state_dict(awake(names["build"]).state_dict())
-    recipe = prunecli.load_recipe("magnitude-flops50", ["data=null", "train=null"])
-    facts = prunecli.prune(recipe, module, tmp_path / "o.safetensors", prunecli.Opening(inputs=TAKES))
+    facts = prunecli.prune(RECIPE, module, tmp_path / "o.safetensors", prunecli.Opening(inputs=TAKES))
     assert facts.after.params < facts.before.params
     assert isinstance(module[5], nn.LazyLinear)  # the user's own stays as it is
