@@ -28,7 +28,7 @@ from prunecli.graph.copying import copied, shadow
 from prunecli.graph.examples import picking
 from prunecli.graph.lazy import awakened, insist_on_values, is_lazy
 from prunecli.graph.tape import Example, ForwardError, record
-from prunecli.graph.tensors import cast, row_major, stored, unstored
+from prunecli.graph.tensors import cast, dtype_name, row_major, stored, unstored
 from prunecli.inputs import DTYPES, Argument, Inputs, from_json
 from prunecli.surgery.assign import assign
 
@@ -66,7 +66,7 @@ class Opening:
 
 
 def _argument_like(example: Tensor) -> Argument:
-    dtype = str(example.dtype).removeprefix("torch.") if isinstance(example, Tensor) else type(example).__name__
+    dtype = dtype_name(example.dtype) if isinstance(example, Tensor) else type(example).__name__
     if dtype not in DTYPES:
         raise InputError(
             f"a forward pass is described by tensors of floats or integers, not {dtype}",
@@ -230,8 +230,8 @@ def _in_one_dtype(model: Model) -> Model:
     widest = functools.reduce(torch.promote_types, dtypes)
     if not _runs(cast(shadow(model.module), widest), model.example.to(dtype=widest)):
         return model  # that is not why
-    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    note = f"its weights are {' and '.join(names)}, which do not run together: opened as {str(widest)[6:]}"
+    names = " and ".join(sorted(map(dtype_name, dtypes)))
+    note = f"its weights are {names}, which do not run together: opened as {dtype_name(widest)}"
     return replace(model, module=cast(model.module, widest), notes=[*model.notes, note])
 
 

@@ -12,7 +12,7 @@ import prunecli
 ROOT = Path(prunecli.__file__).parent
 # Each layer may import itself and those before it.
 LAYERS = [
-    {"errors", "units", "inputs", "cache", "facts", "ranks", "user_code"},
+    {"errors", "units", "inputs", "cache", "facts", "ranks", "user_code", "arrays"},
     {"device"},
     {"recipe.schema"},
     {"methods.base", "methods.table"},

@@ -14,13 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import lsq_linear
 
+from prunecli.arrays import Floats
 from prunecli.checkpoint.read import read
 from prunecli.errors import InputError
 
-Floats = NDArray[np.float64]
 Layers = Mapping[str, Mapping[str, tuple[int, ...]]]
 Ratios = Callable[[Sequence[tuple[int, ...]]], float]
 

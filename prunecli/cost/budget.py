@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from prunecli.arrays import Bools, Ints
 from prunecli.errors import InputError
-from prunecli.graph.channels import Bools, Channels, Group, Ints
+from prunecli.graph.channels import Channels, Group
 from prunecli.surgery.plan import repair
 from prunecli.units import human, percent
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 from torch import nn
 
-from prunecli.graph.channels import Bools, Channels, Ints
+from prunecli.arrays import Bools, Ints
+from prunecli.graph.channels import Channels
 from prunecli.graph.tape import Op, Ref, Tape
 
 # A factor list: each entry is a number, or (value index, dim).

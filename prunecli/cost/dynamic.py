@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prunecli.arrays import Floats
 from prunecli.cost.count import flops
 from prunecli.graph.channels import trace
 from prunecli.graph.tape import Example
 from prunecli.surgery.gates import Gated, gates_of, sources
 
-Floats = NDArray[np.float64]
 Masks = Mapping[str, NDArray[np.bool_]]
 
 

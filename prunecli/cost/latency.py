@@ -11,19 +11,18 @@ from functools import cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 from torch import nn
 
+from prunecli.arrays import Bools, Floats
 from prunecli.cost.count import Polynomial, work
-from prunecli.graph.channels import Bools, Channels
+from prunecli.graph.channels import Channels
 from prunecli.graph.tape import Example
 from prunecli.surgery.apply import cut
 from prunecli.surgery.plan import of_each
 from prunecli.surgery.probe import settle
 
 Run = Callable[[], object]
-Floats = NDArray[np.float64]
 LEVELS = (1.0, 0.75, 0.5, 0.25)  # shares of every group at which modules are timed for the fit
 NANO = 1e9
 _MULTIPLES = (1, 2, 4, 8, 16, 32)

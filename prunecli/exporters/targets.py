@@ -20,7 +20,7 @@ from prunecli.checkpoint.write import write_tensors
 from prunecli.errors import InputError, VerificationError, summary
 from prunecli.graph.examples import outputs, same_draws
 from prunecli.graph.tape import Example, output_tensors
-from prunecli.graph.tensors import stored
+from prunecli.graph.tensors import dtype_name, stored
 
 TOLERANCE = 1e-4  # of the largest output; of narrower dtypes some units in the last place
 
@@ -184,7 +184,7 @@ def write_and_run(
     except (InputError, VerificationError):
         raise
     except Exception as error:  # exporters raise whatever they meet, and wrap it in advice for their developers
-        found = {str(p.dtype).removeprefix("torch.") for p in module.parameters() if p.is_floating_point()}
+        found = {dtype_name(p.dtype) for p in module.parameters() if p.is_floating_point()}
         dtypes = sorted(found - {"float32"})
         hint = f"its weights are {', '.join(dtypes)}, which few runtimes compute with: float32" if dtypes else ""
         raise InputError(f"{target.title} cannot carry this model: {summary(_root(error))}", hint=hint) from error

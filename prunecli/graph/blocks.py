@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from prunecli.arrays import Bools, Ints
+
 Parts = frozenset[tuple[int, int]]  # how many rows of which block
 NONE: Parts = frozenset()
 

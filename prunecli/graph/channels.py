@@ -8,11 +8,11 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
+from prunecli.arrays import Bools, Ints
 from prunecli.graph.blocks import held, refined
 from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Normed, Pad, Read, Split, Told, Views, along
 from prunecli.graph.rules import apply
@@ -20,8 +20,6 @@ from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
 from prunecli.graph.rules.layout import LAYOUT
 from prunecli.graph.tape import Example, Tape, record
 
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
 Dims = tuple[int, ...]
 DEFAULT = Views()
 

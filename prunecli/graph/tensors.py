@@ -57,6 +57,11 @@ def unstored(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if name not in held}
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """As people write it: ``float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
 
 

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from prunecli.arrays import Bools, Floats, Ints
 from prunecli.checkpoint.journal import Kept
 from prunecli.errors import InputError
-from prunecli.graph.channels import Bools, Channels, Group, Ints
+from prunecli.graph.channels import Channels, Group
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Course, Hook
 from prunecli.methods.thresholds import HIGHEST, LOWEST, SoftThreshold, life, lift, press
-from prunecli.methods.widths import Floats, excluding, widths_of
+from prunecli.methods.widths import excluding, widths_of
 from prunecli.recipe.schema import Budget
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
+from prunecli.arrays import Bools, Floats, Ints
 from prunecli.cost.budget import Search
 from prunecli.cost.count import COSTS, Polynomial
-from prunecli.graph.channels import Bools, Channels, Ints
+from prunecli.graph.channels import Channels
 from prunecli.graph.tape import Example
 from prunecli.methods.base import select
 from prunecli.recipe.schema import Budget
 from prunecli.surgery.probe import Restrict, one_of_each, settle, survey
 
 LEAST = 2  # channels of a layer: a dim of length 1 is broadcast, and no longer told from a constant
-Floats = NDArray[np.float64]
 
 
 def excluding(module: nn.Module, patterns: list[str]) -> Restrict:

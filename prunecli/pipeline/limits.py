@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from prunecli.arrays import Bools
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.write import file_size
 from prunecli.cost.count import COSTS, Polynomial, params
@@ -20,7 +21,7 @@ from prunecli.device import usable
 from prunecli.errors import InputError
 from prunecli.exporters.targets import onnx_session
 from prunecli.facts import BudgetFacts
-from prunecli.graph.channels import Bools, Channels, trace
+from prunecli.graph.channels import Channels, trace
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import stored

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunecli.arrays import Bools, Floats
 from prunecli.checkpoint.journal import TAPS, Journal
-from prunecli.cost.allocation import Floats, allocate
+from prunecli.cost.allocation import allocate
 from prunecli.cost.budget import Search
 from prunecli.cost.latency import preferred_multiple
 from prunecli.errors import InputError, VerificationError
 from prunecli.facts import BudgetFacts, Verified
-from prunecli.graph.channels import Bools, Channels, trace, written
+from prunecli.graph.channels import Channels, trace, written
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import drawn
 from prunecli.graph.tape import Example

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunecli.arrays import Bools
 from prunecli.checkpoint.journal import Journal
-from prunecli.graph.channels import Bools, Channels, holders
+from prunecli.graph.channels import Channels, holders
 from prunecli.graph.copying import copied, like
 from prunecli.graph.garbage import uncollected
 from prunecli.graph.tensors import named_tensors, submodules

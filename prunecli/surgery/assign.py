@@ -12,7 +12,7 @@ from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.names import telling
 from prunecli.errors import ArchError, CheckpointError
 from prunecli.graph.copying import like
-from prunecli.graph.tensors import EXTRA, in_rows, stored, weight_norms
+from prunecli.graph.tensors import EXTRA, dtype_name, in_rows, stored, weight_norms
 from prunecli.surgery.apply import set_attributes, sliced
 from prunecli.surgery.border import border
 from prunecli.surgery.expand import narrowed
@@ -67,7 +67,7 @@ def _insist_on_fit(
         raise ArchError(_misfit(what, shapes, state, missing, unexpected, wrong), hint="check --arch")
     odd = [n for n, t in own.items() if isinstance(t, nn.Parameter) and n in state and _kind(t) != _kind(state[n])]
     if odd:
-        found, wanted = (str(t.dtype).removeprefix("torch.") for t in (state[odd[0]], own[odd[0]]))
+        found, wanted = (dtype_name(t.dtype) for t in (state[odd[0]], own[odd[0]]))
         raise ArchError(
             f"{what}: it holds {found} where the architecture has {wanted}: {', '.join(odd[:3])}",
             hint="a quantised checkpoint? convert it to floats of 16 bits or more first",

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunecli.arrays import Bools
 from prunecli.checkpoint.journal import Expansion, Journal
-from prunecli.graph.channels import Bools
 from prunecli.graph.copying import copied, like
 from prunecli.graph.tape import Example, Op, Tape, record
 from prunecli.graph.tensors import named_tensors

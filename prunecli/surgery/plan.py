@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from prunecli.graph.channels import Bools, Channels, Ints
+from prunecli.arrays import Bools, Ints
+from prunecli.graph.channels import Channels
 from prunecli.surgery.pace import kernel_width
 
 ALIGNED = 8  # numbers of two bytes in the 16 that grouped matrix products step by

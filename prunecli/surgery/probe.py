@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunecli.graph.channels import Bools, Channels, Group, components, holders, trace
+from prunecli.arrays import Bools
+from prunecli.graph.channels import Channels, Group, components, holders, trace
 from prunecli.graph.garbage import uncollected
 from prunecli.graph.labels import Split, Views
 from prunecli.graph.rules.call import NOT_A_CHANNEL

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunecli.graph.channels import Bools, Channels
+from prunecli.arrays import Bools
+from prunecli.graph.channels import Channels
 from prunecli.graph.labels import Mixed, Read
 from prunecli.graph.tape import Op, Ref, packet_name, unfused
 

@@ -21,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prunecli.arrays import Bools, Floats, Ints
 from prunecli.checkpoint.journal import TAPS, Journal
-from prunecli.graph.channels import TRANSPOSES, Bools, Channels, Ints, trace
+from prunecli.graph.channels import TRANSPOSES, Channels, trace
 from prunecli.graph.labels import Label, Read
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import named_tensors
@@ -33,7 +34,6 @@ from prunecli.surgery.pace import computed, pays
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import Restrict, as_written, misfits, settle, with_images, with_whole_heads
 
-Floats = NDArray[np.float64]
 Replace = dict[str, Tensor]  # tensors in place of the model's own
 Borders = Literal["off", "auto", "always"]
 

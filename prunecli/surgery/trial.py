@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunecli.graph.channels import Bools, Channels, Ints, components, walk
+from prunecli.arrays import Bools, Ints
+from prunecli.graph.channels import Channels, components, walk
 from prunecli.graph.labels import Book, Labels
 from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, is_pointwise, record_private
 from prunecli.graph.tensors import submodules

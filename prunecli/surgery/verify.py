@@ -13,7 +13,7 @@ from prunecli.facts import Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import outputs
 from prunecli.graph.tape import Example, ForwardError, record
-from prunecli.graph.tensors import cast
+from prunecli.graph.tensors import cast, dtype_name
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -51,7 +51,7 @@ def compare(
             worst_abs = max(worst_abs, error)
             worst_rel = max(worst_rel, error / scale if error else 0.0)
         inputs += len(expected[0]) if expected and expected[0].ndim else 1
-    return Verified(worst_abs, worst_rel, inputs, str(dtype).removeprefix("torch."))
+    return Verified(worst_abs, worst_rel, inputs, dtype_name(dtype))
 
 
 def _difference(expected: Tensor, found: Tensor) -> tuple[float, float]:

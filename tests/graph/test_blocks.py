@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunecli.graph.blocks import Bools, Ints, held, refined
+from prunecli.arrays import Bools, Ints
+from prunecli.graph.blocks import held, refined
 
 CHANNELS = 12
 MASKS = np.array([*itertools.product([False, True], repeat=CHANNELS)])
