@@ -6,9 +6,9 @@ python benchmarks/coverage.py --timm          the smallest networks of every tim
 
 from __future__ import annotations
 
+import argparse
 import gc
 import resource
-import sys
 import tempfile
 import time
 import warnings
@@ -118,12 +118,15 @@ def timm_names(limit: int = 3, most: float = 60e6) -> list[str]:
     return chosen
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """All of torchvision, or the named ones."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--timm", action="store_true", help="the smallest networks of every family of timm")
+    parser.add_argument("names", nargs="*")
+    asked = parser.parse_args()
     warnings.simplefilter("ignore")
     models = [f"torchvision:{n}" for n in torchvision.models.list_models() if not n.startswith("quantized")]
-    if names == ["--timm"]:
-        names = timm_names()
+    names = timm_names() if asked.timm else asked.names
     print(f"prunecli {version('prunecli')}, torch {torch.__version__}, torchvision {torchvision.__version__}")
     print("| network | params | reachable | through norms | left after halving | groups | frozen | seconds | |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -147,4 +150,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,7 +5,7 @@ python benchmarks/flops.py [NAME ...]
 
 from __future__ import annotations
 
-import sys
+import argparse
 import warnings
 
 import numpy as np
@@ -24,8 +24,11 @@ def crop_size(weights: torchvision.models.WeightsEnum) -> int:
     return int(weights.transforms.keywords["crop_size"])
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """One row for each network; nothing is computed, shapes on the meta device are enough."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*")
+    names = parser.parse_args().names
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}")
     print("| network | crop | multiply-adds | metadata | difference | batch norm and the rest |")
@@ -46,4 +49,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

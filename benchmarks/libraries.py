@@ -5,7 +5,7 @@ pip install ultralytics diffusers && python benchmarks/libraries.py [NAME ...]
 
 from __future__ import annotations
 
-import sys
+import argparse
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -246,8 +246,11 @@ def check(module: nn.Module, example: Example) -> tuple[float, float]:
     return params[0] / params[1], error
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """A row for each network, then the totals."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", help="parts of names")
+    names = parser.parse_args().names
     warnings.simplefilter("ignore")
     versions = ", ".join(f"{name} {version(name)}" for name in ("prunecli", "torch", "ultralytics", "diffusers"))
     print(f"{versions}\n| network | params | left after halving | largest error | |\n| --- | --- | --- | --- | --- |")
@@ -271,4 +274,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -5,6 +5,7 @@ python benchmarks/memory.py [NAME ...]
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -30,12 +31,15 @@ print(before, peak())
 """
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
     """One row for each network."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=NAMES)
+    names = parser.parse_args().names
     print(f"torch {torch.__version__}")
     print("| network | file | libraries alone | peak with the model | growth / file | peak / file |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name in names or NAMES:
+    for name in names:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "state.pt"
             torch.save(build(parse(name)).state_dict(), path)
@@ -48,4 +52,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
