@@ -100,19 +100,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def blamed_on_the_model(what: str) -> Iterator[None]:
-    """What a user's network raises meanwhile is no internal error: ``the model cannot be trained``.
+def blamed(what: str, kind: type[InputError] = InputError) -> Iterator[None]:
+    """What a user's code raises meanwhile is no internal error: ``the model cannot be trained: RuntimeError ...``.
 
     Raises:
-        InputError: with what it said.
+        InputError: of this kind, with what it said.
     """
     try:
         yield
     except PrunecliError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if is_out_of_memory(error):
             raise
-        raise InputError(
-            f"the model {what}: {summary(error)}", hint="PRUNECLI_TRACEBACK=1 shows where it happened"
-        ) from error
+        raise kind(f"{what}: {summary(error)}", hint="PRUNECLI_TRACEBACK=1 shows where it happened") from error

@@ -24,7 +24,7 @@ from prunecli.arch.spec import ArchSpec, parse
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.read import Checkpoint, read
 from prunecli.errors import ArchError, CheckpointError, InputError
-from prunecli.graph.copying import copied, shadow
+from prunecli.graph.copying import moved, placed, shadow
 from prunecli.graph.examples import picking
 from prunecli.graph.lazy import awakened, insist_on_values, is_lazy
 from prunecli.graph.tape import Example, ForwardError, record
@@ -172,19 +172,19 @@ def is_architecture(source: str | Path) -> bool:
 
 def _fresh(spec: ArchSpec, source: str, asked: Inputs | None) -> Model:
     torch.manual_seed(0)
-    module = row_major(_ready(build(spec), spec, asked)).eval()
+    module = row_major(_built(spec, asked)).eval()
     return Model(source, "architecture", module, spec, Journal(), _inputs(spec, module, asked))
 
 
 def _in_memory(module: nn.Module, opening: Opening) -> Model:
-    """The module itself stays as it is, in whatever mode it is."""
+    """A copy on the CPU: the module itself stays as it is, in whatever mode and on whatever device it is."""
     name, spec = type(unwrapped(module)).__qualname__, parse(opening.arch) if opening.arch else None
     if spec is None and opening.inputs is None:
         raise InputError(
             f"what input does {name} take?", hint="say it: prunecli.Opening.like(example), or input: in the recipe"
         )
     insist_on_values(unwrapped(module))
-    module = row_major(_ready(copied(unwrapped(module)), spec, opening.inputs)).eval()
+    module = row_major(_ready(moved(unwrapped(module), "cpu"), spec, opening.inputs)).eval()
     held = stored(module)
     notes = [f"{entry} is no tensor: no file holds it" for entry in module.state_dict() if entry not in held]
     return Model(name, "module", module, spec, Journal(), _inputs(spec, module, opening.inputs), notes=notes)
@@ -249,9 +249,14 @@ def blank(spec: ArchSpec, inputs: Inputs | None = None) -> nn.Module:
         try:
             with skeleton():
                 module = build(spec)
-            return _ready(module, spec, inputs)
+            return _ready(placed(module, "cpu"), spec, inputs)
         except (ArchError, ForwardError):  # some constructors, or lazy layers, compute with what has just been made
-            return _ready(build(spec), spec, inputs)
+            return _built(spec, inputs)
+
+
+def _built(spec: ArchSpec, inputs: Inputs | None) -> nn.Module:
+    """The architecture, on the CPU wherever its constructor puts it."""
+    return _ready(placed(build(spec), "cpu"), spec, inputs)
 
 
 def _ready(module: nn.Module, spec: ArchSpec | None, inputs: Inputs | None) -> nn.Module:
@@ -268,7 +273,7 @@ def filled(
         ArchError: they do not fit.
     """
     empty, what = blank(spec, inputs), f"{source} as {spec}"
-    module = _filled(empty, lambda: _ready(build(spec), spec, inputs), state, journal, what)
+    module = _filled(empty, lambda: _built(spec, inputs), state, journal, what)
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     return _converted(module, *dtypes) if len(dtypes) == 1 else module
 
@@ -308,7 +313,7 @@ def _choose(checkpoint: Checkpoint, arch: str | None) -> tuple[ArchSpec, str]:
 
 def _from_module(checkpoint: Checkpoint, module: nn.Module, opening: Opening) -> Model:
     """A module that came out of a trusted pickle is its own architecture."""
-    module = unwrapped(module)
+    module = placed(unwrapped(module), "cpu")
     spec = parse(opening.arch) if opening.arch else None
     return _model(checkpoint, module, spec, Journal(), _inputs(spec, module, opening.inputs))
 
@@ -367,8 +372,9 @@ def refilled(module: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     else:
         _ready(inner, None, inputs)
     state = checkpoint.state if container is not None else checkpoint.spelled(inner.state_dict()).state
+    home = next((tensor.device for tensor in stored(inner).values()), torch.device("meta"))
     assign(inner, state, journal, f"{path} as {type(inner).__qualname__}")
-    return module.eval()
+    return (module if home.type == "meta" else module.to(home)).eval()
 
 
 def _named_in(container: Mapping[str, Any], path: Path, asked: str | None) -> ArchSpec | None:

@@ -357,6 +357,36 @@ MUTANTS = {
         "if False:",
         "graph/test_tape.py::test_inference_mode_hides_nothing",
     ),
+    "an average is one of the start": Mutant(
+        "train/loop.py",
+        "decay = min(limit, (1 + int(count)) / (10 + int(count)))",
+        "decay = limit",
+        "train/test_loop.py::test_an_average_of_a_short_run_is_none_of_its_start",
+    ),
+    "batch norms are never folded": Mutant(
+        "pipeline/steps.py",
+        "        if not self.recipe.strip.fold_batchnorm:\n            return way",
+        "        if True:\n            return way",
+        "surgery/test_fold.py::test_what_wins_accuracy_back_still_has_its_batch_norms",
+    ),
+    "what a GPU has no memory for is tried there again": Mutant(
+        "device.py",
+        'return work(torch.device("cpu"))',
+        "return work(device)",
+        "test_device.py::test_what_does_not_fit_a_device_is_computed_on_the_cpu",
+    ),
+    "all processes share the first GPU": Mutant(
+        "device.py",
+        'f"cuda:{local_rank()}"',
+        '"cuda:0"',
+        "test_device.py::test_auto_is_the_gpu_where_there_is_one_and_each_process_has_its_own",
+    ),
+    "a network goes on naming its GPU": Mutant(
+        "graph/copying.py",
+        "setattr(part, name, str(place) if isinstance(value, str) else place)",
+        "pass",
+        "test_device.py::test_a_network_that_says_its_gpu_runs_where_its_weights_are",
+    ),
 }
 
 

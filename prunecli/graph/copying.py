@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -12,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from prunecli.graph.shapes import alike
-from prunecli.graph.tensors import Module, named_tensors
+from prunecli.graph.tensors import Module, named_tensors, submodules
 
 Memo = dict[int, Any]
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device})
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
 _CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})  # most are empty: the hooks of a module
 
 
@@ -43,6 +46,52 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
     else:
         twin.__setstate__(values)  # type: ignore[no-untyped-call]
     return twin
+
+
+def moved(module: Module, device: torch.device | str) -> Module:
+    """A deep copy on a device, with what `Module.to` leaves where it is: tensors and modules in plain attributes.
+
+    ``self.device = torch.device("cuda")`` says the new one, so that ``x.to(self.device)`` is where the weights are.
+    """
+    place = torch.device(device)
+    elsewhere = _elsewhere(module, place)
+    twin = copied(module, {id(tensor): like(tensor, tensor.detach().to(place)) for tensor in elsewhere})
+    for part, name, value in _named_elsewhere(twin, place):
+        setattr(part, name, str(place) if isinstance(value, str) else place)
+    return twin
+
+
+def placed(module: Module, device: torch.device | str) -> Module:
+    """A module where it is to compute: itself where all of it is there already, else a copy."""
+    place = torch.device(device)
+    there = not _elsewhere(module, place) and not _named_elsewhere(module, place)
+    return module if there else moved(module, place)
+
+
+def _elsewhere(module: nn.Module, place: torch.device) -> list[Tensor]:
+    return [t for t in _tensors_in(module, set()) if not t.is_meta and t.device.type != place.type]
+
+
+def _named_elsewhere(module: nn.Module, place: torch.device) -> list[tuple[nn.Module, str, torch.device | str]]:
+    """The attributes that name another device: module, name and value."""
+    return [
+        (part, name, value)
+        for _, part in submodules(module)
+        for name, value in vars(part).items()
+        if isinstance(value, torch.device) or (isinstance(value, str) and _DEVICE.fullmatch(value))
+        if torch.device(value).type not in (place.type, "meta")
+    ]
+
+
+def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """All that modules and plain containers hold."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module | dict | list | tuple) and id(value) not in seen:
+        seen.add(id(value))
+        held = vars(value) if isinstance(value, nn.Module) else value
+        for item in held.values() if isinstance(held, dict) else held:
+            yield from _tensors_in(item, seen)
 
 
 def shadow(module: Module) -> Module:

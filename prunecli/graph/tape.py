@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from prunecli.errors import InputError, summary
-from prunecli.graph.copying import copied, shadow
+from prunecli.graph.copying import moved, shadow
 from prunecli.graph.shapes import shortcut
 from prunecli.graph.tensors import named_tensors, submodules
 
@@ -237,7 +237,7 @@ def record(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
 
     The model itself is not touched: no mode, hook, statistic, gradient or random state changes.
     Where it does not run on meta, since its Python needs data (nms, nonzero, ``.item()``) or a kernel has no such form,
-    a copy runs on real tensors instead.
+    a copy on the CPU runs on real tensors instead.
 
     Raises:
         ForwardError: the model does not run on this input.
@@ -245,7 +245,7 @@ def record(module: nn.Module, example: Example, *, train: bool = False) -> Tape:
     try:
         return _record_on_meta(shadow(module), example.to(device="meta"), train)
     except ForwardError:
-        tape = _record(copied(module), example, train)
+        tape = _record(moved(module, "cpu"), example.to(device="cpu"), train)
         tape.needs_data = True
         return tape
 

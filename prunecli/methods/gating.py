@@ -15,7 +15,7 @@ from prunecli.cost.count import flops
 from prunecli.cost.dynamic import dynamic_cost, masks_of
 from prunecli.errors import InputError
 from prunecli.graph.channels import trace
-from prunecli.graph.copying import copied
+from prunecli.graph.copying import copied, moved
 from prunecli.methods.base import select
 from prunecli.methods.control import Ramp, bracket, largest
 from prunecli.methods.hook import Batch, Course, Hook
@@ -108,7 +108,7 @@ class Gating(Hook):
         Raises:
             InputError: nothing can be gated, or no r meets the budget.
         """
-        bare = copied(module).eval()
+        bare = moved(module, "cpu").eval()
         excluded = select(self._method.exclude, [name for name, _ in bare.named_modules() if name])
         found = [known for known in candidates(bare, course.example) if known.gate.conv not in excluded]
         if not found:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunecli.errors import blamed_on_the_model
+from prunecli.errors import blamed
 from prunecli.graph.copying import copied
 from prunecli.graph.tape import output_tensors
 from prunecli.methods.base import Evidence
@@ -39,7 +39,7 @@ def gradients(evidence: Evidence, images: int, method: str) -> Gradients:
     mean = {n: torch.zeros_like(w) for n, w in weights.items()}
     squared = {n: torch.zeros_like(w) for n, w in weights.items()}
     count = 0
-    with torch.enable_grad(), blamed_on_the_model("has no gradients"):
+    with torch.enable_grad(), blamed("the model has no gradients"):
         for pictures, labels in evidence.images(images, method):
             loss = F.cross_entropy(output_tensors(module(pictures))[0], labels)
             found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from prunecli.graph.copying import copied
+from prunecli.graph.copying import moved
 from prunecli.methods.base import Evidence
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Batch, Course, Hook
@@ -173,7 +173,7 @@ class ChannelMasks(Masks):
             InputError: the budget is impossible.
         """
         fields = self._method
-        bare = copied(module).eval()
+        bare = moved(module, "cpu").eval()
         restrict = excluding(bare, fields.exclude)
         self._widths = widths_of(bare, course.example, self._budget, restrict, fields.min_channels)
         evidence = Evidence(bare, course.example, 0)

@@ -24,7 +24,7 @@ class Course:
         images: so many training images without augmentation, in batches.
         labelled: the same with their labels.
         count: of all training images, those that are held out included.
-        example: one input of the model.
+        example: one input of the model, on the CPU.
     """
 
     rates: Sequence[float]

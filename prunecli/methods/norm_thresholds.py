@@ -14,7 +14,7 @@ from prunecli.arrays import Bools, Floats, Ints
 from prunecli.checkpoint.journal import Kept
 from prunecli.errors import InputError
 from prunecli.graph.channels import Channels, Group
-from prunecli.graph.copying import copied
+from prunecli.graph.copying import copied, moved
 from prunecli.graph.tape import Example
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Course, Hook
@@ -86,7 +86,7 @@ class NormThresholds(Hook):
         Raises:
             InputError: no channel that may go has a batch norm, or the budget is impossible.
         """
-        bare, fields = copied(module).eval(), self._method
+        bare, fields = moved(module, "cpu").eval(), self._method
         exclude = excluding(bare, fields.exclude)
 
         def restrict(channels: Channels) -> Channels:

@@ -21,7 +21,7 @@ class SynFlow(Saliency):
         import torch
         from torch import nn
 
-        from prunecli.errors import blamed_on_the_model
+        from prunecli.errors import blamed
         from prunecli.graph.copying import copied
         from prunecli.graph.tape import output_tensors
         from prunecli.graph.tensors import cast
@@ -36,7 +36,7 @@ class SynFlow(Saliency):
         ones = evidence.example.to(dtype=torch.float64).map(
             lambda t: torch.ones_like(t) if t.is_floating_point() else t
         )
-        with torch.enable_grad(), blamed_on_the_model("has no gradients"):
+        with torch.enable_grad(), blamed("the model has no gradients"):
             flow = sum(t.sum() for t in output_tensors(module(*ones.args, **ones.kwargs)) if t.is_floating_point())
             assert isinstance(flow, torch.Tensor)
             found = torch.autograd.grad(flow, list(weights.values()), allow_unused=True)

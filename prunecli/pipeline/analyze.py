@@ -18,7 +18,7 @@ from prunecli.graph.channels import Channels, Group
 from prunecli.graph.tape import ForwardError
 from prunecli.inputs import shown, to_json
 from prunecli.model import DEFAULT, Model, Opening, Source, from_checkpoint, is_architecture, open_model
-from prunecli.pipeline.evaluation import data_for, flops_taken, measure_accuracy
+from prunecli.pipeline.evaluation import data_for, flops_taken, known_accuracy
 from prunecli.pipeline.figures import count, path_bytes, stored_bytes
 from prunecli.surgery.expand import collapsed
 from prunecli.surgery.probe import survey
@@ -70,6 +70,7 @@ def _of_state(path: Path, form: str, state: dict[str, Tensor], notes: list[str])
 
 def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
     channels, groups, notes = None, [], list(model.notes)
+    images = None if data is None else data_for(model, data)
     try:
         channels = survey(model.module, model.example)
         groups = _groups(model, channels)
@@ -89,14 +90,14 @@ def _of_model(model: Model, data: str | None, why: str | None) -> AnalyzeFacts:
         sparsity=sparsity,
         flops=None if flops is None else sum(flops.values()),
         bytes=stored_bytes(model),
-        accuracy=measure_accuracy(model, data),
+        accuracy=known_accuracy(model.module, images),
         groups=groups,
         layers=_layers(model.module, channels),
         flops_by_op=flops or {},
         unknown_ops={} if channels is None else channels.unknown,
         why=[] if why is None else _explain(model.module, channels, why),
         notes=notes,
-        dynamic=None if data is None else flops_taken(model, data_for(model, data)),
+        dynamic=flops_taken(model, images),
     )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunecli.checkpoint.journal import Journal
 from prunecli.checkpoint.read import read, sha256
 from prunecli.checkpoint.write import write_tensors
-from prunecli.errors import VerificationError, blamed_on_the_model
+from prunecli.errors import VerificationError, blamed
 from prunecli.facts import BudgetFacts, Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import drawn, outputs
@@ -93,9 +93,10 @@ def _same_after_reload(model: Model, opened: Model) -> Callable[[Path], None]:
     def check(path: Path) -> None:
         reloaded = _reload(path, model, opened)
         example = drawn(model.module, model.example.to(dtype=model.dtype), seed=1)
-        with blamed_on_the_model("does not run in the dtype of its weights"):
+        with blamed("the model does not run in the dtype of its weights"):
             expected = outputs(model.module.eval(), example)
-        found = outputs(reloaded.eval(), example)
+        with blamed("the model does not run as it is read back from its file"):
+            found = outputs(reloaded.eval(), example)
         if len(expected) != len(found) or not all(map(_identical, expected, found)):
             raise VerificationError(
                 "the file does not reload to the model that was written; nothing was written",

@@ -1,4 +1,4 @@
-"""Accuracy, where data is given."""
+"""What only data can tell: accuracy, and the FLOPs that images take."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunecli.cost.dynamic import dynamic_cost, masks_of
+from prunecli.cost.dynamic import Masks, dynamic_cost, masks_of
+from prunecli.device import computed
 from prunecli.errors import DataError
 from prunecli.facts import DynamicFacts
+from prunecli.graph.copying import placed
 from prunecli.graph.tape import Example
 from prunecli.inputs import shown
 from prunecli.methods.base import Evidence
@@ -41,22 +43,24 @@ def data_for(model: Model, text: str) -> Data:
     return open_data(text, model.inputs[0].shape[1:], found.shape[1])
 
 
-def measure_accuracy(model: Model, text: str | None) -> float | None:
-    """Top-1 on the test images, None without data or labels."""
-    return None if text is None else known_accuracy(model.module, data_for(model, text))
+def known_accuracy(module: nn.Module, data: Data | None, device: str = "auto") -> float | None:
+    """Top-1 on the test images, None without data or labels; computed where `train.device` says."""
+    if data is None or data.classes is None:
+        return None
+    return computed(device, lambda place: accuracy(placed(module, place), data.test))
 
 
-def known_accuracy(module: nn.Module, data: Data | None) -> float | None:
-    """Top-1 on the test images, None without data or labels."""
-    return None if data is None or data.classes is None else accuracy(module, data.test)
-
-
-def flops_taken(model: Model, data: Data | None) -> DynamicFacts | None:
+def flops_taken(model: Model, data: Data | None, device: str = "auto") -> DynamicFacts | None:
     """What test images take in a model with gates; None without gates or data."""
     if data is None or not model.journal.gates:
         return None
     batches = list(torch.arange(len(data.test)).split(BATCH))
-    masks = masks_of(model.module, (images.to(model.dtype) for images in data.test.batches(batches)))
+
+    def open_on(place: torch.device) -> Masks:
+        seen = data.test.batches(batches)
+        return masks_of(placed(model.module, place), (images.to(place, model.dtype) for images in seen))
+
+    masks = computed(device, open_on)
     taken = dynamic_cost(model.module, model.example)(masks)
     return DynamicFacts(
         images=len(taken),

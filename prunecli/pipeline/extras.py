@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from prunecli.checkpoint.write import check_output
+from prunecli.device import computed
 from prunecli.errors import InputError
+from prunecli.graph.copying import placed
 from prunecli.methods.pretext import head_of
 from prunecli.model import Model, open_beside
 from prunecli.pipeline.overlap import insist_on_one_network, overlap, shares_left, write_layers
@@ -68,10 +72,16 @@ class Extras:
             for name, share in shared.layers.items():
                 layers[name]["overlap"] = share
         if self.recipe.report.linear_probe and self.images is not None:
-            found["linear probe"] = linear_probe(way.model.module, way.model.example, self.images, self.recipe.seed)
+            found["linear probe"] = self._probed(way.model, self.images)
         if self.recipe.report.layers is not None and write:
             write_layers(Path(self.recipe.report.layers), layers)
         return replace(way, outcomes=found, by_layer=layers)
+
+    def _probed(self, model: Model, images: Data) -> float:
+        def probe(place: torch.device) -> float:
+            return linear_probe(placed(model.module, place), model.example, images, self.recipe.seed)
+
+        return computed(self.recipe.device, probe)
 
     def _layers(self, way: Way) -> dict[str, dict[str, float]]:
         """What is left of each weight, with what the method found there."""

@@ -12,11 +12,10 @@ from prunecli.errors import InputError
 from prunecli.facts import BudgetFacts, FinetuneFacts, Verified
 from prunecli.model import DEFAULT, Model, Opening, Source, open_beside, open_model
 from prunecli.pipeline.container import Provenance, identity, origin, save
-from prunecli.pipeline.evaluation import data_for, evaluated
+from prunecli.pipeline.evaluation import data_for, evaluated, known_accuracy
 from prunecli.pipeline.figures import beside_the_weights, figures, weight_bytes
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe, Train
-from prunecli.train.evaluate import accuracy
 from prunecli.train.loop import Report, ignore
 from prunecli.train.zeros import KeepZeros
 
@@ -56,13 +55,15 @@ def finetune(
     guide = None if teacher is None else open_beside(opened, teacher, trust=opening.trust)
     check_container(output, *inputs, *([guide.path] if guide and guide.path else []))
     images = data_for(opened, recipe.data)
-    before = figures(opened, opened.module, weight_bytes(opened), accuracy(opened.module, images.test))
+    before = figures(
+        opened, opened.module, weight_bytes(opened), known_accuracy(opened.module, images, settings.device)
+    )
     guided = None if guide is None else guide.module
     known = _identity(recipe, settings, opened, guide)
     training = Training(images, recipe.seed, guided, output, known, resume, report)
     trained = training.fit(opened.module, settings, [KeepZeros(opened.module)])
     final = replace(opened, module=trained.module)
-    reached = accuracy(final.module, images.test)
+    reached = known_accuracy(final.module, images, settings.device)
     verified, budget = _inherited(opened)
     evaluation = evaluated(recipe.data, before.accuracy, reached)
     size = save(output, final, opened, Provenance(_combined(opened, recipe), verified, budget, evaluation))

@@ -22,7 +22,7 @@ from prunecli.errors import InputError
 from prunecli.exporters.targets import onnx_session
 from prunecli.facts import BudgetFacts
 from prunecli.graph.channels import Channels, trace
-from prunecli.graph.copying import copied
+from prunecli.graph.copying import copied, moved
 from prunecli.graph.tape import Example
 from prunecli.graph.tensors import stored
 from prunecli.model import Model
@@ -145,7 +145,7 @@ def _latency(stage: Stage, progress: float) -> Limit:
     example = stage.reference.example.to(device=str(device))
     dense = _runner(stage, stage.reference.module, example)
     whole = float(np.median(turns([dense], device))) * NANO
-    current = copied(stage.module).to(stage.opened.dtype).to(device)
+    current = moved(stage.module, device).to(stage.opened.dtype)
     cost = fitted(current, example, stage.channels)
     cost = cost.scaled(whole / max(cost(np.ones(stage.channels.count, dtype=np.bool_)), 1))
 
@@ -162,7 +162,7 @@ def _latency(stage: Stage, progress: float) -> Limit:
 def _runner(stage: Stage, module: nn.Module, example: Example) -> Callable[[], object]:
     if stage.budget.runtime == "onnxruntime":
         return onnx_session(copied(module).eval(), example)
-    return forward(copied(module).to(usable(stage.budget.device, "cpu or cuda", "budget.device")), example)
+    return forward(moved(module, usable(stage.budget.device, "cpu or cuda", "budget.device")), example)
 
 
 def _layers(stage: Stage, progress: float) -> Limit:

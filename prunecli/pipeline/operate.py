@@ -88,16 +88,28 @@ def operate(
         InputError: the budget is impossible, or nothing may be pruned.
         VerificationError: the smaller model does not compute what the masked one does.
     """
+    case = replace(_case(opened, recipe, data), reference=reference or opened, progress=progress, training=training)
+    made = "none" if trained else case.method.structure  # training has made the zeros
+    result = OPERATIONS[made](case)
+    return _expanded(case, result) if progress == 1 else result
+
+
+def folded(opened: Model, recipe: Recipe, data: Data | None) -> Operated:
+    """Batch norms of a copy of the model go into the layers before them.
+
+    Raises:
+        VerificationError: that changes what it computes.
+    """
+    case = _case(opened, recipe, data)
+    return _proven(case, Operated(case.module, Journal(), None, 0), *fold_batchnorm(case.module, case.example))
+
+
+def _case(opened: Model, recipe: Recipe, data: Data | None) -> _Case:
     wide, example = widest(opened.module, opened.example)
     tests = [drawn(wide, example, recipe.seed)]
     if data is not None:
         tests.append(real_example(opened, data))
-    case = _Case(opened, reference or opened, wide, example, tests, recipe, progress, data, training)
-    made = "none" if trained else case.method.structure  # training has made the zeros
-    result = OPERATIONS[made](case)
-    for finish in FINISHES if progress == 1 else ():
-        result = finish(case, result)
-    return result
+    return _Case(opened, opened, wide, example, tests, recipe, 1.0, data, None)
 
 
 @dataclass(frozen=True)
@@ -361,17 +373,11 @@ def _worse(first: Verified, second: Verified | None) -> Verified:
     )
 
 
-def _expand(case: _Case, result: Operated) -> Operated:
+def _expanded(case: _Case, result: Operated) -> Operated:
     """What is dead in a single layer though its channels stay."""
     if case.fills_in == "off":
         return result
     return _proven(case, result, *expand(result.module, case.example, case.fills_in))
-
-
-def _fold(case: _Case, result: Operated) -> Operated:
-    if not case.recipe.strip.fold_batchnorm:
-        return result
-    return _proven(case, result, *fold_batchnorm(result.module, case.example))
 
 
 def _proven(case: _Case, before: Operated, module: nn.Module, journal: Journal) -> Operated:
@@ -382,7 +388,6 @@ def _proven(case: _Case, before: Operated, module: nn.Module, journal: Journal) 
     return before.then(Operated(module, journal, proof, journal.filled_in, before.budget))
 
 
-FINISHES: Sequence[Callable[[_Case, Operated], Operated]] = (_expand, _fold)
 OPERATIONS: dict[str, Callable[[_Case], Operated]] = {"none": _zeros, "weight": _weights, "channel": _channels}
 
 

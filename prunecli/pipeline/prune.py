@@ -61,7 +61,7 @@ def prune(
     if _trains(recipe) and images is None:
         raise InputError("the recipe trains, but no data is given", hint="data: in the recipe, or --data")
     extras = Extras.prepared(recipe, opened, images)
-    before = figures(opened, opened.module, weight_bytes(opened), known_accuracy(opened.module, images))
+    before = figures(opened, opened.module, weight_bytes(opened), known_accuracy(opened.module, images, recipe.device))
     training = None if output is None else _training(recipe, opened, images, output, resume, report)
     steps = Steps(opened, recipe, images, training)
     way = steps.run()
@@ -115,7 +115,7 @@ def _facts(opened: Model, way: Way, before: Figures, after: Figures, *, written:
         notes=[
             *opened.notes,
             *_undershot(result.budget),
-            *_disagreement(result.budget, before, after, bool(way.model.journal.gates)),
+            *_disagreement(result.budget, before, after, way),
         ],
         recovered=way.recovered,
         predicted=dict(way.predictions),
@@ -160,15 +160,19 @@ def _undershot(budget: BudgetFacts | None) -> list[str]:
     return [f"{percent(budget.met)} is left where the {budget.unit} budget asks for {percent(budget.asked)}"]
 
 
-def _disagreement(budget: BudgetFacts | None, before: Figures, after: Figures, gated: bool) -> list[str]:
+def _disagreement(budget: BudgetFacts | None, before: Figures, after: Figures, way: Way) -> list[str]:
     """The budget is met on training images, and as the solver counts; what else is measured is said as well."""
     if budget is None or budget.unit != "flops" or not before.flops or after.flops is None:
         return []
     measured = after.flops / before.flops
     if abs(measured - budget.met) < 1e-9:
         return []
-    who = "fvcore counts" if not gated else "the test images take, in the mean,"
-    whose = "the solver, which knows more ops," if not gated else "the training images"
+    if way.model.journal.gates:
+        who, whose = "the test images take, in the mean,", "the training images"
+    elif way.done.journal.folded:
+        who, whose = "with batch norms folded the model takes", "before that"
+    else:
+        who, whose = "fvcore counts", "the solver, which knows more ops,"
     return [f"{who} {percent(measured)} of the FLOPs, {whose} {percent(budget.met)}"]
 
 

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import Journal
+from prunecli.device import computed
 from prunecli.errors import InputError, NothingRemoved
 from prunecli.facts import Figures
+from prunecli.graph.copying import placed
 from prunecli.methods.base import Evidence, Method
 from prunecli.methods.hook import Hook
 from prunecli.model import Model
 from prunecli.pipeline.evaluation import evidence_of, flops_taken, known_accuracy
 from prunecli.pipeline.figures import figures, tensor_bytes
-from prunecli.pipeline.operate import Operated, operate, prunable, restore_dtypes
+from prunecli.pipeline.operate import Operated, folded, operate, prunable, restore_dtypes
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe, Train
 from prunecli.surgery.expand import collapsed
@@ -68,7 +70,16 @@ class Steps:
         return method
 
     def run(self) -> Way:
-        """All of them."""
+        """All of them; batch norms are folded last, since training and recovery need them."""
+        way = self._gone()
+        if not self.recipe.strip.fold_batchnorm:
+            return way
+        result = folded(way.model, self.recipe, self.images)
+        model = way.model.after(restore_dtypes(result.module, way.model.module), result.journal)
+        return replace(way, done=way.done.then(replace(result, budget=way.done.budget)), model=model)
+
+    def _gone(self) -> Way:
+        """What the budget asks for is gone."""
         given = _collapsed(self.opened)
         model = self._replaced(given, self.method.start(self._evidence(given)))
         way = Way(Operated(model.module, Journal(), None, -self.opened.journal.filled_in), model)
@@ -137,7 +148,7 @@ class Steps:
             before, self.recipe, self.images, reference=self.opened, progress=share, training=self.training
         )
         model = before.after(restore_dtypes(result.module, before.module), result.journal)
-        if settings is not None and share == 1.0:  # the last cut: training would be in vain
+        if settings is not None and share == 1.0 and not self.recipe.strip.fold_batchnorm:  # training would be in vain
             insist_on_change(way.done.then(result), model, self.opened)
         pruned = self.figures(model) if settings or self.recipe.recover else None
         recovered = None
@@ -151,9 +162,9 @@ class Steps:
 
     def figures(self, model: Model) -> Figures:
         """Of a model on the way; with gates its FLOPs are those that the test images take in the mean."""
-        accuracy = known_accuracy(model.module, self.images)
+        accuracy = known_accuracy(model.module, self.images, self.recipe.device)
         found = figures(model, model.module, tensor_bytes(model.module), accuracy)
-        taken = flops_taken(model, self.images)
+        taken = flops_taken(model, self.images, self.recipe.device)
         return found if taken is None else replace(found, flops=taken.mean)
 
     def _recovered(self, before: Model, after: Model, cut: Journal) -> Model:
@@ -161,15 +172,16 @@ class Steps:
         recover = self.recipe.recover
         if self.images is None or recover is None:
             raise InputError("recover looks at images, but no data is given", hint="data: in the recipe, or --data")
-        home = torch.zeros((), dtype=after.dtype)
-        drawn = Drawn(self.images.train, self.recipe.seed, home, recover.augment)
-        seen = partial(drawn.images, recover.images)
-        fitted: nn.Module
-        if recover.by == "batchnorm":
-            fitted = recalibrate(after.module, seen)
-        else:
-            fitted = refit(before.module, after.module, cut, seen)
-        return replace(after, module=fitted)
+        split = self.images.train
+
+        def fitted(place: torch.device) -> nn.Module:
+            home = torch.zeros((), dtype=after.dtype, device=place)
+            seen = partial(Drawn(split, self.recipe.seed, home, recover.augment).images, recover.images)
+            if recover.by == "batchnorm":
+                return recalibrate(placed(after.module, place), seen)
+            return refit(placed(before.module, place), placed(after.module, place), cut, seen)
+
+        return replace(after, module=placed(computed(self.recipe.device, fitted), "cpu"))
 
     def _settings(self, step: int, steps: int) -> Train | None:
         """The epochs that belong to one of several steps; None where there are none."""

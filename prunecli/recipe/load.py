@@ -141,11 +141,6 @@ def _check_recover(recipe: Recipe, where: str) -> None:
         return
     if getattr(recipe.method, "structure", "channel") != "channel":
         raise RecipeError(f"{where}: recover is for cuts of channels", hint="method.structure: channel")
-    if recipe.strip.fold_batchnorm:
-        raise RecipeError(
-            f"{where}: recover needs the batch norms that strip.fold_batchnorm takes away",
-            hint="fold in a second run, with the recipe strip",
-        )
 
 
 def _problem(kind: type[BaseModel], error: Any, prefix: tuple[str, ...]) -> tuple[tuple[str, ...], str]:

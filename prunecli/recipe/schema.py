@@ -137,7 +137,7 @@ class Train(Closed):
     gamma: float = Field(0.1, gt=0, le=1)
     warmup_epochs: float = Field(0.0, ge=0)
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema: float | None = Field(None, gt=0, lt=1, description="the largest decay of an average of the weights")
     distill: Distill | None = Field(None, description="prune: from the model before; finetune: from --teacher")
     augment: bool = True
     validation: float = Field(0.05, ge=0, lt=1, description="share of the training images held out")
@@ -147,6 +147,13 @@ class Train(Closed):
     shard: bool = Field(False, description="under torchrun, each process holds a part of each weight (FSDP2)")
     channels_last: bool = False
     save_seconds: float = Field(60.0, ge=0, description="how often a resumable state is written")
+
+    @field_validator("milestones")
+    @classmethod
+    def _shares(cls, value: list[float]) -> list[float]:
+        if not all(0 < share < 1 for share in value):
+            raise ValueError("must be shares of the run in (0, 1), not epochs: [0.5, 0.75]")
+        return value
 
     @model_validator(mode="after")
     def _sharded(self) -> Train:
@@ -169,7 +176,7 @@ class Strip(Closed):
         expand: a layer may compute only the channels that vary and fill in the others, where a stream keeps them, and
             have a bias for each tap of its kernel in place of a constant channel under padding: ``auto`` where that
             saves time, ``always``, or ``off``.
-        fold_batchnorm: batch norms go into the layers before them, exact in eval.
+        fold_batchnorm: at the very end batch norms go into the layers before them, exact in eval.
     """
 
     round_to: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
@@ -235,6 +242,11 @@ class Recipe(Closed):
     def inputs(self) -> Inputs | None:
         """`input`, read."""
         return None if self.input is None else parse_inputs(self.input)
+
+    @property
+    def device(self) -> str:
+        """Where whole data sets are looked at: as in `train`, trained or not."""
+        return "auto" if self.train is None else self.train.device
 
     def resolved(self) -> dict[str, Any]:
         """With all defaults, for the file's metadata; paths are left out, so equal runs give equal bytes."""

@@ -77,8 +77,7 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
     if width > LARGEST:
         return
     rows = torch.tensor(journal.kept.get((f"{name}.weight", 0), tuple(range(len(old.weight)))))
-    gram = torch.zeros(width, width, dtype=torch.float64)
-    moment = torch.zeros(width, len(rows), dtype=torch.float64)
+    gram, moment = (weight.new_zeros((width, count), dtype=torch.float64) for count in (width, len(rows)))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for batch in images():
@@ -98,7 +97,7 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
             return
         start = F.pad(weight.flatten(1).double(), (0, 1)).T
         start[-1] = 0 if new.bias is None else new.bias.double()
-        ridge = RIDGE * gram.diagonal().mean() * torch.eye(width, dtype=torch.float64)
+        ridge = RIDGE * gram.diagonal().mean() * torch.eye(width).to(gram)
         if new.bias is None:  # the column of ones must not be used
             gram[-1], gram[:, -1], moment[-1] = 0, 0, 0
             ridge[-1, -1] = 1.0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from prunecli.errors import VerificationError
+from prunecli.errors import VerificationError, blamed
 from prunecli.facts import Verified
 from prunecli.graph.copying import copied
 from prunecli.graph.examples import outputs
@@ -78,7 +78,8 @@ def verify(
     Raises:
         VerificationError: the outputs differ by more than `TOLERANCE` of the largest output, or are not finite.
     """
-    result = compare(reference, smaller, examples, dtype)
+    with blamed("the model does not run"):
+        result = compare(reference, smaller, examples, dtype)
     if result.max_rel_error > TOLERANCE[dtype]:
         raise _refusal(reference, examples, dtype, result)
     return result

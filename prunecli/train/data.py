@@ -29,23 +29,21 @@ import torch
 from torch import Tensor
 
 from prunecli.cache import cache_dir
-from prunecli.errors import DataError
+from prunecli.errors import DataError, blamed, summary
+from prunecli.train.dataset import DatasetSplit
 from prunecli.train.shards import indexed
 from prunecli.train.split import (
     ArraySplit,
-    DatasetSplit,
     FileSplit,
     Normalisation,
     Place,
     Split,
-    image_of,
     read_image,
+    usual,
 )  # fmt: skip
 from prunecli.units import parse_shape
 from prunecli.user_code import user_function
 
-COLOUR = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-GREY = Normalisation((0.5,), (0.5,))
 SMALL = 64  # images up to this many pixels a side are kept decoded in memory
 _FORMATS = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
 
@@ -111,7 +109,7 @@ def _meant(kind: str) -> str:
 
 
 def _normalisation(query: str, text: str, channels: int) -> Normalisation:
-    default = GREY if channels == 1 else COLOUR
+    default = usual(channels)
     options = dict(parse_qsl(query))
     if unknown := set(options) - {"mean", "std"}:
         raise DataError(f"{text!r}: unknown option {', '.join(sorted(unknown))}", hint="options: mean, std")
@@ -317,24 +315,45 @@ def _fake(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> D
 
 def _user(text: str) -> Data:
     place, _, name = text.rpartition(":")
-    built = user_function(place, name, DataError)()
+    function = user_function(place, name, DataError)
+    with blamed(f"{text} failed", DataError):
+        built = function()
     if not isinstance(built, list | tuple) or len(built) != 2:
         raise DataError(f"{text} returned {type(built).__name__}, expected (train, test)")
     train, test = (_user_split(text, part) for part in built)
-    labelled = train.labelled and test.labelled
-    classes = int(max(train.labels.max(), test.labels.max())) + 1 if labelled else None
-    return Data(text, lambda: train, lambda: test, classes)
+    if not (len(train) and len(test)):
+        raise DataError(f"{text}: a split has no images")
+    if not (train.labelled and test.labelled):
+        return Data(text, lambda: train, lambda: test, None)
+    labels = torch.cat([train.labels, test.labels])
+    if labels.min() < 0:
+        raise DataError(f"{text}: labels count from 0, the least is {int(labels.min())}")
+    return Data(text, lambda: train, lambda: test, int(labels.max()) + 1)
 
 
 def _user_split(text: str, part: Any) -> ArraySplit | DatasetSplit:
     if isinstance(part, list | tuple) and len(part) == 2:
-        images, labels = torch.as_tensor(part[0]), None if part[1] is None else torch.as_tensor(part[1]).long()
-        if images.ndim != 4 or (labels is not None and len(images) != len(labels)):
-            raise DataError(f"{text}: expected images (N, C, H, W) and labels (N,)")
-        return ArraySplit(images, labels, GREY if images.shape[1] == 1 else COLOUR)
+        images, labels = _user_arrays(text, *part)
+        return ArraySplit(images, labels, usual(images.shape[1]))
     if not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
         raise DataError(f"{text}: each split is (images, labels) or a torch Dataset, not {type(part).__name__}")
-    return DatasetSplit(part, tuple(image_of(part[0]).shape))
+    return DatasetSplit(part)
+
+
+def _user_arrays(text: str, images: Any, labels: Any) -> tuple[Tensor, Tensor | None]:
+    """Images (N, C, H, W) and their labels (N,), as tensors.
+
+    Raises:
+        DataError: they are none.
+    """
+    try:
+        pixels, known = torch.as_tensor(images), None if labels is None else torch.as_tensor(labels).long()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{text}: images and labels are no numbers: {summary(error)}") from error
+    if pixels.ndim != 4 or (known is not None and known.shape != pixels.shape[:1]):
+        shapes = f"{tuple(pixels.shape)} and {None if known is None else tuple(known.shape)}"
+        raise DataError(f"{text}: expected images (N, C, H, W) and labels (N,), not {shapes}")
+    return pixels, known
 
 
 SETS: dict[str, Callable[[str, str, _Wanted, Normalisation], Data]] = {

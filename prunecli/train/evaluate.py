@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prunecli.errors import InputError, blamed_on_the_model
+from prunecli.errors import InputError, blamed
 from prunecli.graph.tape import output_tensors
 from prunecli.train.split import Split
 
@@ -32,7 +32,7 @@ def accuracy(module: nn.Module, split: Split, indices: Tensor | None = None) -> 
     try:
         with torch.no_grad():
             for chosen, images in zip(batches, split.batches(batches), strict=True):
-                with blamed_on_the_model(f"does not run on {len(images)} images"):
+                with blamed(f"the model does not run on {len(images)} images"):
                     found = logits(module(images.to(home.device, home.dtype))).argmax(1).cpu()
                 if len(found) != len(images):
                     raise InputError(f"the model gives {len(found)} answers for {len(images)} images")

@@ -56,6 +56,6 @@ def _read_by(module: nn.Module, path: str, split: Split, batches: list[Tensor]) 
         for images in split.batches(batches):
             caught.clear()
             module(images.to(home.device, home.dtype))
-            yield caught[-1]
+            yield caught[-1].cpu()
     finally:
         handle.remove()

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from prunecli.device import usable
-from prunecli.errors import InputError, OutcomeError, blamed_on_the_model
-from prunecli.graph.copying import copied
+from prunecli.device import chosen
+from prunecli.errors import InputError, OutcomeError, blamed
+from prunecli.graph.copying import copied, moved, placed
 from prunecli.graph.tape import Example, record
 from prunecli.graph.tensors import stored
 from prunecli.methods.hook import Batch, Course, Hook
@@ -32,7 +32,7 @@ from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loss import Loss
 from prunecli.train.order import Order
-from prunecli.train.parallel import own_device, share, synchronised, together, total
+from prunecli.train.parallel import share, synchronised, together, total
 from prunecli.train.schedule import learning_rate
 from prunecli.train.sharding import gathered, is_sharded, load, load_optimizer, shard, sum_gradients, whole
 from prunecli.train.split import Drawn
@@ -95,6 +95,7 @@ class _Run:
     average: torch.optim.swa_utils.AveragedModel | None
     hooks: Sequence[Hook]
     bf16: bool
+    own_random: Sequence[torch.device]
     step: int = 0
     accuracies: list[float] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
@@ -124,7 +125,7 @@ class _Run:
             "step": self.step,
             "accuracies": self.accuracies,
             "best": self.best,
-            "random": torch.get_rng_state(),
+            "random": [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.own_random)],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -135,7 +136,10 @@ class _Run:
         for hook, saved in zip(self.hooks, state["hooks"], strict=True):
             hook.restore(saved)
         self.step, self.accuracies, self.best = state["step"], state["accuracies"], state["best"]
-        torch.set_rng_state(state["random"])
+        of_the_cpu, *others = state["random"]
+        torch.set_rng_state(of_the_cpu)
+        for device, own in zip(self.own_random, others, strict=False):  # it may go on where there is no GPU
+            torch.cuda.set_rng_state(own, device)
 
 
 @dataclass(frozen=True)
@@ -169,15 +173,14 @@ class Trainer:
             InputError: the device is not there, or the saved state does not belong to this run.
             OutcomeError: the training diverged.
         """
-        device, layout = _device(self.settings.device), _layout(self.settings)
+        device, layout = chosen(self.settings.device), _layout(self.settings)
         if self.settings.shard and not all(hook.shards for hook in self.hooks):
             raise InputError("train.shard: this method needs whole weights in every process", hint="leave it out")
-        student = copied(module)
-        if not self._sharded:  # sharding itself brings a model to the device, block by block
-            student = student.to(device).to(memory_format=layout)
-        teacher = None if self.teacher is None else copied(self.teacher).eval().to(device)
+        # sharding itself brings a model to the device, block by block
+        student = copied(module) if self._sharded else moved(module, device).to(memory_format=layout)
+        teacher = None if self.teacher is None else moved(self.teacher, device).eval()
         together(device)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=_own_random(device)):
             torch.manual_seed(self.seed)
             course = self._course(student)
             for hook in self.hooks:
@@ -198,7 +201,7 @@ class Trainer:
                 seen = Drawn(self.data.train, self.seed, next(result.parameters()), self.settings.augment)
                 result = recalibrate(result, lambda: seen.images(CALIBRATION))
             outcomes = _merged(hook.outcomes() for hook in self.hooks)
-        finished = result.to("cpu").to(memory_format=torch.contiguous_format).eval()
+        finished = placed(result, "cpu").to(memory_format=torch.contiguous_format).eval()
         learned = {name: p.requires_grad for name, p in module.named_parameters()}
         for name, parameter in finished.named_parameters():  # hooks freeze what stays
             parameter.requires_grad_(learned.get(name, True))
@@ -214,7 +217,8 @@ class Trainer:
         if self._sharded:
             shard(student, device)
         forward, optimizer = _forward(student, settings, example), _optimizer(student, settings, self.hooks)
-        return _Run(student, forward, optimizer, _average(student, settings), self.hooks, settings.bf16)
+        average, own_random = _average(student, settings), _own_random(device)
+        return _Run(student, forward, optimizer, average, self.hooks, settings.bf16, own_random)
 
     @property
     def _order(self) -> Order:
@@ -224,7 +228,7 @@ class Trainer:
         order, home = self._order, next(student.parameters())
         rates = [learning_rate(self.settings, step, order.steps, order.per_epoch) for step in range(order.steps)]
         drawn = Drawn(self.data.train, self.seed, home)
-        example = Example((next(drawn.images(1)),))
+        example = Example((next(drawn.images(1)).cpu(),))
         return Course(rates, self.settings, drawn.images, drawn.labelled, order.count, example)
 
     def _train(self, run: _Run, loss_of: Loss, expected: Mapping[str, float]) -> None:
@@ -311,7 +315,7 @@ def _step(run: _Run, parts: Sequence[_Part], rate: float) -> float:
     run.optimizer.zero_grad(set_to_none=True)
     mean = 0.0
     for number, part in enumerate(parts, 1):
-        with run.quiet(number < len(parts)), blamed_on_the_model("cannot be trained"):
+        with run.quiet(number < len(parts)), blamed("the model cannot be trained"):
             loss = _loss(run, part) * part.weight
             loss.backward()
         mean += float(loss.detach())
@@ -345,14 +349,13 @@ def _validate(run: _Run, data: Data, held_out: Tensor) -> None:
     run.accuracies.append(now)
 
 
+def _own_random(device: torch.device) -> list[torch.device]:
+    """The device, where it has a random state of its own."""
+    return [device] if device.type == "cuda" else []
+
+
 def _layout(settings: Train) -> torch.memory_format:
     return torch.channels_last if settings.channels_last else torch.preserve_format
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return own_device(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return own_device(usable(name, "train.device: auto, cpu or cuda"))
 
 
 def _forward(module: nn.Module, settings: Train, example: Example) -> Callable[[Tensor], Any]:
@@ -390,7 +393,16 @@ def _optimizer(module: nn.Module, settings: Train, hooks: Sequence[Hook]) -> tor
 
 
 def _average(module: nn.Module, settings: Train) -> torch.optim.swa_utils.AveragedModel | None:
-    if settings.ema is None:
+    """Of the weights after each step, with decay ``min(ema, (1 + n) / (10 + n))`` (TensorFlow's, with ``num_updates``).
+
+    So a short run is no average of its start.
+    """
+    limit = settings.ema
+    if limit is None:
         return None
-    step = torch.optim.swa_utils.get_ema_multi_avg_fn(settings.ema)
+
+    def step(averages: Any, weights: Any, count: Tensor | int) -> None:
+        decay = min(limit, (1 + int(count)) / (10 + int(count)))
+        torch.optim.swa_utils.get_ema_multi_avg_fn(decay)(averages, weights, count)
+
     return torch.optim.swa_utils.AveragedModel(module, multi_avg_fn=step, use_buffers=True)

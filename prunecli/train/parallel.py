@@ -15,11 +15,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunecli.ranks import local_rank, rank, world
+from prunecli.ranks import rank, world
 
 
 def together(device: torch.device) -> None:
     """Connect all processes, where there are several and they are not yet; they part at exit."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what NCCL sums on
     if world() > 1 and not dist.is_initialized():
         with _stdout_to_stderr():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -37,13 +39,6 @@ def _stdout_to_stderr() -> Iterator[None]:
     finally:
         os.dup2(saved, 1)
         os.close(saved)
-
-
-def own_device(device: torch.device) -> torch.device:
-    """The GPU of this process, where the recipe says cuda and means them all."""
-    if device.type == "cuda" and device.index is None and world() > 1:
-        return torch.device("cuda", local_rank())
-    return device
 
 
 def total(value: float) -> float:

@@ -37,6 +37,15 @@ class Normalisation:
         return images.float().div_(255).sub_(mean).div_(std)
 
 
+COLOUR = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+GREY = Normalisation((0.5,), (0.5,))
+
+
+def usual(channels: int) -> Normalisation:
+    """That of images with so many channels, where nobody says another."""
+    return GREY if channels == 1 else COLOUR
+
+
 class Split(Protocol):
     """What the loop needs of a split."""
 
@@ -228,43 +237,6 @@ def read_image(place: Place, channels: int) -> Tensor:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
         raise DataError(f"{place} is no readable image: {error}") from error
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels)).permute(2, 0, 1)
-
-
-@dataclass(frozen=True)
-class DatasetSplit:
-    """A user's own ``torch.utils.data.Dataset`` of (image, label); it augments by itself, if at all."""
-
-    dataset: Any
-    shape: tuple[int, ...]
-
-    def __len__(self) -> int:
-        """See `Split`."""
-        return len(self.dataset)
-
-    @cached_property
-    def labels(self) -> Tensor:
-        """Read when they are asked for: a method that needs none never touches them."""
-        return torch.tensor([int(self.dataset[i][1]) for i in range(len(self.dataset))])
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the first item has a label that can be read."""
-        try:
-            int(self.dataset[0][1])
-        except Exception:  # whatever a user's data set raises
-            return False
-        return True
-
-    def batches(self, batches: Sequence[Tensor], augment_seed: int | None = None) -> Iterator[Tensor]:
-        """See `Split`."""
-        del augment_seed
-        for indices in batches:
-            yield torch.stack([image_of(self.dataset[i]) for i in indices.tolist()])
-
-
-def image_of(item: Any) -> Tensor:
-    """Of an item of a data set, with or without a label."""
-    return item if isinstance(item, Tensor) else torch.as_tensor(item[0])
 
 
 @dataclass(frozen=True)

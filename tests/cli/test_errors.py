@@ -142,6 +142,7 @@ CASES: dict[str, list[str]] = {
     "recipe-unknown-method": ["prune", "good.pt", "--recipe", "method.yaml"],
     "recipe-without-budget": ["prune", "good.pt", "--recipe", "nobudget.yaml"],
     "recipe-budget-of-other-structure": ["prune", "good.pt", "--recipe", "sparse.yaml"],
+    "milestones-in-epochs": ["prune", "good.pt", "--recipe", "strip", "--set", "train.milestones=[30, 60]"],
     "bad-set": ["prune", "good.pt", "--recipe", "strip", "--set", "method.lr"],
     "bad-budget": ["prune", "good.pt", "--recipe", "magnitude-flops50", "--set", "budget.flops=-1"],
     "impossible-budget": ["prune", "good.pt", "--recipe", "magnitude-flops50", "--set", "budget.flops=0.001"],

@@ -19,6 +19,8 @@ from prunecli.recipe.load import validate
 from prunecli.surgery.fold import drop, fold_batchnorm
 from prunecli.surgery.verify import compare
 
+DIGITS = Path(__file__).parents[2] / "recipes" / "digits.safetensors"
+
 
 def check(module: nn.Module, *shape: int) -> tuple[str, ...]:
     module = randomise(module).double()
@@ -93,3 +95,18 @@ def test_channels_are_cut_and_what_is_left_is_folded(expand: str, tmp_path: Path
     assert compare(*models, tests, torch.float64).max_rel_error < 1e-5  # weights in the file are float32
     again = prunecli.prune(validate({**fields, "budget": {"flops": 0.8}}), str(output), tmp_path / "again.safetensors")
     assert again.budget.met <= 0.8
+
+
+@pytest.mark.parametrize("more", [{"train": {"epochs": 2, "lr": 0.05}}, {"recover": {}}], ids=["train", "recover"])
+def test_what_wins_accuracy_back_still_has_its_batch_norms(more: dict[str, object], tmp_path: Path) -> None:
+    fields = {"version": 1, "data": "digits", "method": {"name": "magnitude"}, "budget": {"flops": 0.5}, **more}
+    runs = {}
+    for fold in (False, True):
+        output = tmp_path / f"{fold}.safetensors"
+        facts = prunecli.prune(validate({**fields, "strip": {"fold_batchnorm": fold}}), DIGITS, output)
+        runs[fold] = facts, prunecli.load(output)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in runs[True][1].modules())
+    tests = [random_example(Example((torch.zeros(2, 1, 8, 8),)), 0)]
+    assert compare(*(module for _, module in runs.values()), tests, torch.float64).max_rel_error < 1e-5
+    assert runs[True][0].after.accuracy == runs[False][0].after.accuracy > 0.9
+    assert [note for note in runs[True][0].notes if "with batch norms folded" in note]

@@ -13,7 +13,8 @@ from PIL import Image
 
 from prunecli.errors import DataError
 from prunecli.train.data import open_data
-from prunecli.train.split import ArraySplit, FileSplit, Normalisation, crop_and_flip, uniform
+from prunecli.train.dataset import DatasetSplit
+from prunecli.train.split import GREY, ArraySplit, FileSplit, Normalisation, crop_and_flip, uniform
 
 
 def folder(root: Path, size: int, names: tuple[str, str] = ("train", "test")) -> str:
@@ -27,7 +28,7 @@ def folder(root: Path, size: int, names: tuple[str, str] = ("train", "test")) ->
     return f"folder:{root}"
 
 
-def first(split: ArraySplit | FileSplit, seed: int | None = None) -> torch.Tensor:
+def first(split: ArraySplit | DatasetSplit | FileSplit, seed: int | None = None) -> torch.Tensor:
     return next(iter(split.batches([torch.arange(4)], seed)))
 
 
@@ -135,6 +136,134 @@ def test_a_users_function(tmp_path: Path) -> None:
     )
     data = open_data(f"{place}:build", (1, 4, 4), 2)
     assert torch.equal(first(data.train), first(data.test))
+
+
+USERS = """
+import numpy as np
+import torch
+
+GOOD = torch.rand(8, 1, 4, 4), torch.arange(8) % 2
+
+def raises():
+    raise ValueError("no such bucket")
+
+def leaves():
+    raise SystemExit(3)
+
+def words():
+    return (GOOD[0], ["a"] * 8), GOOD
+
+def one_hot():
+    return (GOOD[0], torch.eye(2)[GOOD[1]]), GOOD
+
+def from_minus_one():
+    return (GOOD[0], GOOD[1] - 1), GOOD
+
+def empty():
+    return (GOOD[0][:0], GOOD[1][:0]), GOOD
+
+def no_items():
+    return {}, GOOD
+
+def items(image, label=1):
+    return [(torch.rand(1, 4, 4), 0)] * 7 + [(image, label)], GOOD
+
+def other_size():
+    return items(torch.rand(1, 4, 5))
+
+def no_image():
+    return items("a.png")
+
+def flat():
+    return items(np.zeros(16))
+
+def no_number():
+    return items(torch.rand(1, 4, 4), torch.eye(2)[0])
+
+class Gone(dict):
+    def __getitem__(self, number):
+        if number < 7:
+            return torch.rand(1, 4, 4), number % 2
+        raise OSError("the disk is gone")
+
+def gone():
+    return Gone(dict.fromkeys(range(8))), GOOD
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    {
+        "raises": "raises failed: ValueError: no such bucket",
+        "leaves": "leaves failed: SystemExit: 3",
+        "words": "images and labels are no numbers: ",
+        "one_hot": r"expected images .N, C, H, W. and labels .N,., not .8, 1, 4, 4. and .8, 2.",
+        "from_minus_one": "labels count from 0, the least is -1",
+        "empty": "a split has no images",
+        "no_items": "a split has no images",
+        "other_size": r"item 7 of the data set is .1, 4, 5., item 0 is .1, 4, 4.",
+        "no_image": "item 7 of the data set holds str, no image",
+        "flat": r"item 7 of the data set holds ndarray of shape .16,., no image",
+        "no_number": "the label of item 7 of the data set is no number: ",
+        "gone": "item 7 of the data set cannot be read: OSError: the disk is gone",
+    }.items(),
+)
+def test_a_users_mistake_is_named(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(USERS)
+    with pytest.raises(DataError, match=message):
+        list(open_data(f"{tmp_path}/mine.py:{name}", (1, 4, 4), 2).train.batches([torch.arange(8)]))
+
+
+@pytest.mark.parametrize("item", [torch.rand(3, 4, 4), (torch.rand(3, 4, 4), None), (torch.rand(3, 4, 4), "a.png")])
+def test_items_without_labels(item: object) -> None:
+    split = DatasetSplit([item] * 4)
+    assert not split.labelled
+    assert first(split).shape == (4, 3, 4, 4)
+    with pytest.raises(DataError, match="the label of item 0 of the data set is no number"):
+        split.labels  # noqa: B018
+
+
+def test_images_of_bytes_are_normalised_wherever_they_are() -> None:
+    images = torch.randint(0, 256, (4, 1, 2, 2), dtype=torch.uint8)
+    held, items = ArraySplit(images, None, GREY), DatasetSplit([*images])
+    assert torch.equal(first(held), first(items))
+
+
+class Counting(torch.utils.data.Dataset[tuple[torch.Tensor, int]]):
+    """100 images, of which reading is counted; what it tells may not be what it gives."""
+
+    def __init__(self, told: object, given: int = 0) -> None:
+        self.targets, self.given, self.reads = told, given, 0
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        self.reads += 1
+        return torch.zeros(1, 2, 2), (i + self.given) % 7
+
+
+TOLD = [i % 7 for i in range(100)]
+
+
+@pytest.mark.parametrize("told", [TOLD, np.array(TOLD), torch.tensor(TOLD)], ids=["list", "numpy", "tensor"])
+def test_labels_that_a_data_set_tells_are_not_read_with_every_image(told: object) -> None:
+    dataset = Counting(told)
+    assert DatasetSplit(dataset).labels.tolist() == TOLD
+    assert dataset.reads < 12
+    part = torch.utils.data.Subset(torch.utils.data.ConcatDataset([dataset, dataset]), [150, 3, 120])
+    assert DatasetSplit(part).labels.tolist() == [50 % 7, 3, 20 % 7]
+    assert dataset.reads < 16
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [Counting(TOLD, 1), Counting(TOLD[:50]), Counting(None), Counting(["a"] * 100), Counting({"a": 1})],
+    ids=["others", "fewer", "none", "words", "a table"],
+)
+def test_labels_that_are_told_otherwise_are_read(dataset: Counting) -> None:
+    assert DatasetSplit(dataset).labels.tolist() == [(i + dataset.given) % 7 for i in range(100)]
+    assert dataset.reads >= 100
 
 
 def test_augmentation_moves_and_mirrors_whole_images() -> None:

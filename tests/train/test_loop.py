@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
@@ -155,6 +155,25 @@ def test_the_best_epoch_by_validation_is_kept() -> None:
     kept = accuracy(trained.module, DATA.test)
     assert max(trained.accuracies) > 0.85
     assert abs(kept - max(trained.accuracies)) < 0.1
+
+
+def test_an_average_of_a_short_run_is_none_of_its_start() -> None:
+    class Steps(Hook):
+        def __init__(self) -> None:
+            self.seen: list[Tensor] = []
+
+        def after_step(self, module: nn.Module, step: int) -> None:
+            self.seen.append(next(module.parameters()).detach().clone())
+
+    steps = Steps()
+    settings = Train(epochs=4, lr=0.1, batch_size=64, validation=0.0, ema=0.999)
+    averaged = Trainer(DATA, settings, hooks=[steps]).fit(net()).module
+    expected = steps.seen[0]
+    for number, weight in enumerate(steps.seen[1:], 1):
+        decay = min(0.999, (1 + number) / (10 + number))
+        expected = decay * expected + (1 - decay) * weight
+    assert torch.allclose(next(averaged.parameters()), expected, atol=1e-6)
+    assert accuracy(averaged, DATA.test) > 0.9
 
 
 def test_distillation_pulls_towards_the_teacher() -> None:
