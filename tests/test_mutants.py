@@ -57,6 +57,12 @@ MUTANTS = {
         "    if bias",
         "graph/test_channels.py::test_grouped_rows_keep_equal_counts",
     ),
+    "addresses of an earlier attempt are read": Mutant(
+        "train/parallel.py",
+        "store=_unwritten(store)",
+        "store=store",
+        "train/test_parallel.py::test_nobody_is_called_where_it_died[1]",
+    ),
     "padding is forgotten when constants fold": Mutant(
         "surgery/strip.py",
         "    if not any(op.args[4]):\n",

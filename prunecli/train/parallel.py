@@ -5,6 +5,8 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -13,19 +15,61 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from prunecli.errors import InputError, summary
 from prunecli.ranks import rank, world
 
 
 def together(device: torch.device) -> None:
-    """Connect all processes, where there are several and they are not yet; they part at exit."""
+    """Connect all processes, where there are several and they are not yet; they part at exit.
+
+    Raises:
+        InputError: they do not find each other.
+    """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what NCCL sums on
     if world() > 1 and not dist.is_initialized():
-        with _stdout_to_stderr():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        try:
+            with _stdout_to_stderr():
+                store, _, _ = next(rendezvous("env://"))
+                dist.init_process_group(backend, store=_unwritten(store), rank=rank(), world_size=world())
+        except (RuntimeError, ValueError) as error:
+            problem = f"the {world()} processes cannot be connected: {summary(error)}"
+            raise InputError(problem, hint="start them with torchrun") from error
         atexit.register(dist.destroy_process_group)
+
+
+def _unwritten(store: Any) -> Any:
+    """A part of the store in which no process of an earlier attempt has left its address.
+
+    ``torchrun`` keeps one store for all attempts, so that a process which comes first would call others where they
+    died, for half an hour (pytorch#135712). Each asks for the name of the part under a name that nobody used before,
+    and only a first process that lives can answer there.
+    """
+    name = uuid.uuid4().hex
+    if rank() > 0:
+        store.set(f"prunecli/{rank()}", name)
+        name = store.get(name).decode()
+        store.set(f"{name}/{rank()}", "here")
+    else:
+        _answer(store, name)
+    return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+
+
+def _answer(store: Any, name: str) -> None:
+    """Tell the name to all other processes, until each of them has said that it knows it."""
+    missing, deadline = set(range(1, world())), time.monotonic() + store.timeout.total_seconds()
+    while missing:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"number {', '.join(map(str, sorted(missing)))} did not come")
+        for question in (f"prunecli/{other}" for other in missing):
+            if store.check([question]):
+                store.set(store.get(question).decode(), name)
+        missing = {other for other in missing if not store.check([f"{name}/{other}"])}
+        time.sleep(0.01)
 
 
 @contextmanager

@@ -51,10 +51,15 @@ def train(
     fixed = ["--arch", "digits_net", "--epochs", "1", "--json", "-q", "-o", str(output)]
     settings = [part for text in ("train.validation=0", "train.lr=0.05") for part in ("--set", text)]
     command = [*launcher, "-m", "prunecli", "finetune", str(checkpoint), *fixed, *settings, *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    json.loads(done.stdout)  # one document, from the first process alone
+    json.loads(run(*command))  # one document, from the first process alone
     return load_file(output)
+
+
+def run(*command: str) -> str:
+    """What it says, once it has ended well and in time."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
 
 
 @pytest.mark.parametrize("shard", ["false", "true"])
@@ -116,6 +121,29 @@ def test_a_killed_process_is_restarted_and_nothing_is_lost(shard: str, tmp_path:
         assert not list(tmp_path.glob("*.resume"))
     calm, killed = states
     assert all(torch.equal(tensor, killed[name]) for name, tensor in calm.items())
+
+
+LATE = """
+import os, signal, time, torch
+from prunecli.ranks import rank, restarted
+from prunecli.train.parallel import together, total
+
+if restarted() and rank() == LATE:
+    time.sleep(2)
+together(torch.device("cpu"))
+print(f"sum {total(rank() + 1)}", flush=True)
+if not restarted():
+    time.sleep(60 * (1 - rank()))
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_nobody_is_called_where_it_died(late: int, tmp_path: Path) -> None:
+    """torchrun keeps the addresses of an earlier attempt; whoever comes first must not take one for that of another."""
+    script = tmp_path / "late.py"
+    script.write_text(LATE.replace("LATE", str(late)))
+    assert run(*TORCHRUN, "--max-restarts", "1", str(script)).count("sum 3.0") == 4
 
 
 @pytest.mark.parametrize("other", ["ema", "channels_last"])
