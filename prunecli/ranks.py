@@ -24,5 +24,5 @@ def world() -> int:
 
 
 def restarted() -> bool:
-    """Whether ``torchrun --max-restarts`` has started all anew after one died."""
+    """Whether ``torchrun --max-restarts`` has started this process anew after one on this machine died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0

@@ -55,13 +55,13 @@ class Training:
         """
         if self.data is None:
             raise InputError("training needs images, but no data is given", hint="data: in the recipe, or --data")
-        path = self._state(self._done)
-        resume = self.resume or restarted()
-        if resume and path.exists():
-            self.notes = ["continued from a saved state"]
-        saver = Saver(path, f"{self.identity} {self._done}", resume, settings.save_seconds)
+        identity, resume = f"{self.identity} {self._done}", self.resume or restarted()
+        saver = Saver(self._state(self._done), identity, resume, settings.save_seconds)
         self._done += 1
-        return self._trainer(settings, hooks, saver).fit(module)
+        fit = self._trainer(settings, hooks, saver).fit(module)
+        if fit.continued:
+            self.notes = ["continued from a saved state"]
+        return fit
 
     def _trainer(self, settings: Train, hooks: Sequence[Hook], saver: Saver) -> Trainer:
         assert self.data is not None

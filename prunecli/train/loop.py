@@ -76,6 +76,7 @@ class Fit:
         predictions: by name, made before the first step.
         outcomes: by name, found at the end.
         by_layer: what a method says of single weights.
+        continued: it went on from a saved state.
     """
 
     module: nn.Module
@@ -83,6 +84,7 @@ class Fit:
     predictions: Mapping[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, float] = field(default_factory=dict)
     by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    continued: bool = False
 
 
 @dataclass
@@ -187,7 +189,7 @@ class Trainer:
                 hook.attach(student, course)
             predictions = _merged(hook.predictions() for hook in self.hooks)
             run = self._started(student, course.example, device)
-            saved = self.saver.load() if self.saver else None
+            saved = self._saved()
             if saved is not None:
                 run.restore(saved)
             with synchronised(student):
@@ -206,7 +208,21 @@ class Trainer:
         for name, parameter in finished.named_parameters():  # hooks freeze what stays
             parameter.requires_grad_(learned.get(name, True))
         by_layer = _merged(hook.by_layer() for hook in self.hooks)
-        return Fit(finished, run.accuracies, predictions, outcomes, by_layer)
+        return Fit(finished, run.accuracies, predictions, outcomes, by_layer, saved is not None)
+
+    def _saved(self) -> dict[str, Any] | None:
+        """What an earlier attempt left: to all processes, or to none.
+
+        Where a machine has failed, ``torchrun`` tells the others of new members and not of a restart.
+        """
+        if self.saver is None or not total(self.saver.resume):
+            return None
+        saved = self.saver.load()
+        seen = round(total(saved is not None))
+        if 0 < seen < world():
+            problem = f"{self.saver.path} is seen by {seen} of {world()} processes"
+            raise InputError(problem, hint="an output in a folder that all machines share")
+        return saved
 
     @property
     def _sharded(self) -> bool:

@@ -37,7 +37,7 @@ class Saver:
             CheckpointError: the state is damaged.
             InputError: it belongs to another run.
         """
-        if not self.resume or not self.path.exists():
+        if not self.path.exists():
             return None
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)

@@ -146,6 +146,54 @@ def test_nobody_is_called_where_it_died(late: int, tmp_path: Path) -> None:
     assert run(*TORCHRUN, "--max-restarts", "1", str(script)).count("sum 3.0") == 4
 
 
+ONE_KNOWS = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from prunecli.errors import InputError
+from prunecli.ranks import rank
+from prunecli.recipe.schema import Train
+from prunecli.train.data import open_data
+from prunecli.train.loop import Trainer
+from prunecli.train.state import Saver
+
+shared = Path(sys.argv[1])
+digits, settings = open_data("digits", (1, 8, 8), 10), Train(epochs=2)
+
+def fit(path, resume, **options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    return Trainer(digits, settings, saver=Saver(path, "it", resume, seconds=0), **options).fit(net)
+
+def stop(tick):
+    if tick.step == 9:
+        raise KeyboardInterrupt
+
+whole = fit(shared / "whole", resume=False)
+try:
+    fit(shared / "state", resume=False, report=stop)
+except KeyboardInterrupt:
+    pass
+steps = []
+again = fit(shared / "state", resume=rank() == 1, report=lambda tick: steps.append(tick.step))
+same = all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), again.module.parameters(), strict=True))
+print(f"[{again.continued} {same} {steps[0]}]", flush=True)
+try:
+    fit(shared / ("state" if rank() else "elsewhere"), resume=True)
+except InputError as error:
+    print(f"[{error.problem[-27:]}]", flush=True)
+"""
+
+
+def test_all_continue_where_one_knows_of_a_restart(tmp_path: Path) -> None:
+    """On other machines than that which failed, torchrun counts no restart."""
+    script = tmp_path / "one_knows.py"
+    script.write_text(ONE_KNOWS)
+    said = run(*TORCHRUN, str(script), str(tmp_path))
+    assert said.count("[True True 9]") == 2
+    assert said.count("[is seen by 1 of 2 processes]") == 2
+
+
 @pytest.mark.parametrize("other", ["ema", "channels_last"])
 def test_shards_do_not_go_together_with_everything(other: str) -> None:
     with pytest.raises(ValidationError, match=f"shard does not go together with {other}"):
