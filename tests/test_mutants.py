@@ -61,7 +61,7 @@ MUTANTS = {
         "train/parallel.py",
         "store=_unwritten(store)",
         "store=store",
-        "train/test_parallel.py::test_nobody_is_called_where_it_died[1]",
+        "train/test_parallel.py::test_nobody_is_called_where_it_died",
     ),
     "padding is forgotten when constants fold": Mutant(
         "surgery/strip.py",

@@ -142,7 +142,7 @@ class Instance(Pretext):
     def attach(self, module: nn.Module, course: Course) -> None:
         """The bank starts at random, as in the paper."""
         super().attach(module, course)
-        home = next(module.parameters())
+        home, self._of_all = next(module.parameters()), course.of_all
         self._bank = F.normalize(torch.randn(course.count, EMBEDDING, device=home.device), dim=1)
 
     def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], batch: Batch) -> Tensor:
@@ -156,8 +156,8 @@ class Instance(Pretext):
         right = (found * self._bank[own]).sum(1, keepdim=True)
         wrong = (found @ self._bank[others].T).masked_fill(own[:, None] == others, -torch.inf)
         with torch.no_grad():
-            moved = self._bank[own].lerp(found.detach(), 1 - BANK_MOMENTUM)
-            self._bank[own] = F.normalize(moved, dim=1)
+            places, new = self._of_all(own), self._of_all(found.detach())
+            self._bank[places] = F.normalize(self._bank[places].lerp(new, 1 - BANK_MOMENTUM), dim=1)
         answers = torch.zeros(len(own), dtype=torch.long, device=found.device)
         return F.cross_entropy(torch.cat([right, wrong], 1) / HEAT, answers)
 

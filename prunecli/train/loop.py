@@ -32,7 +32,7 @@ from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loss import Loss
 from prunecli.train.order import Order
-from prunecli.train.parallel import share, synchronised, together, total
+from prunecli.train.parallel import of_all, share, synchronised, together, total
 from prunecli.train.schedule import learning_rate
 from prunecli.train.sharding import gathered, is_sharded, load, load_optimizer, shard, sum_gradients, whole
 from prunecli.train.split import Drawn
@@ -245,7 +245,7 @@ class Trainer:
         rates = [learning_rate(self.settings, step, order.steps, order.per_epoch) for step in range(order.steps)]
         drawn = Drawn(self.data.train, self.seed, home)
         example = Example((next(drawn.images(1)).cpu(),))
-        return Course(rates, self.settings, drawn.images, drawn.labelled, order.count, example)
+        return Course(rates, self.settings, drawn.images, drawn.labelled, order.count, example, of_all)
 
     def _train(self, run: _Run, loss_of: Loss, expected: Mapping[str, float]) -> None:
         settings, order = self.settings, self._order

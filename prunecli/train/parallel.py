@@ -95,6 +95,19 @@ def total(value: float) -> float:
     return float(summed)
 
 
+def of_all(mine: Tensor) -> Tensor:
+    """(N, ...) of all processes, the first one's first; N may differ."""
+    if world() == 1:
+        return mine
+    counts = [torch.empty(1, dtype=torch.long, device=mine.device) for _ in range(world())]
+    dist.all_gather(counts, torch.full_like(counts[0], len(mine)))
+    padded = mine.new_zeros(int(max(counts)), *mine.shape[1:])
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
 def share(indices: Tensor) -> Tensor:
     """What this process looks at, where all together look at everything once."""
     return indices[rank() :: world()]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -128,7 +129,7 @@ import os, signal, time, torch
 from prunecli.ranks import rank, restarted
 from prunecli.train.parallel import together, total
 
-if restarted() and rank() == LATE:
+if restarted() and rank() == 1:
     time.sleep(2)
 together(torch.device("cpu"))
 print(f"sum {total(rank() + 1)}", flush=True)
@@ -138,11 +139,10 @@ if not restarted():
 """
 
 
-@pytest.mark.parametrize("late", [0, 1])
-def test_nobody_is_called_where_it_died(late: int, tmp_path: Path) -> None:
+def test_nobody_is_called_where_it_died(tmp_path: Path) -> None:
     """torchrun keeps the addresses of an earlier attempt; whoever comes first must not take one for that of another."""
     script = tmp_path / "late.py"
-    script.write_text(LATE.replace("LATE", str(late)))
+    script.write_text(LATE)
     assert run(*TORCHRUN, "--max-restarts", "1", str(script)).count("sum 3.0") == 4
 
 
@@ -192,6 +192,37 @@ def test_all_continue_where_one_knows_of_a_restart(tmp_path: Path) -> None:
     said = run(*TORCHRUN, str(script), str(tmp_path))
     assert said.count("[True True 9]") == 2
     assert said.count("[is seen by 1 of 2 processes]") == 2
+
+
+INSTANCES = """
+import sys, torch
+from torch import nn
+from prunecli.methods.pretext import Instance
+from prunecli.ranks import rank
+from prunecli.recipe.schema import Train
+from prunecli.train.data import open_data
+from prunecli.train.loop import Trainer
+
+def instances(batch_size):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10)).double()
+    settings = Train(epochs=2, batch_size=batch_size, validation=0.0)
+    return Trainer(open_data("digits", (1, 8, 8), 10), settings, hooks=[Instance()]).fit(net).module.state_dict()
+
+if __name__ == "__main__":
+    torch.save(instances(50), sys.argv[1 + rank()])
+"""
+
+
+def test_a_memory_bank_is_that_of_all_processes(tmp_path: Path) -> None:
+    script, outputs, alone = tmp_path / "instances.py", [tmp_path / "0.pt", tmp_path / "1.pt"], dict[str, Any]()
+    script.write_text(INSTANCES)
+    run(*TORCHRUN, str(script), *map(str, outputs))
+    exec(INSTANCES, alone)
+    both = [torch.load(output) for output in outputs]
+    for name, tensor in alone["instances"](100).items():
+        assert torch.equal(both[0][name], both[1][name])
+        torch.testing.assert_close(both[0][name], tensor, atol=1e-7, rtol=0)  # embeddings are in float32
 
 
 @pytest.mark.parametrize("other", ["ema", "channels_last"])
