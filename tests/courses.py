@@ -27,5 +27,4 @@ def course(steps: int, rate: float = 0.1, shape: tuple[int, ...] = (1, 8, 8), **
         labelled,
         1000,
         Example((torch.zeros(1, *shape),)),
-        lambda mine: mine,
     )

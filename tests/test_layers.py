@@ -13,7 +13,7 @@ ROOT = Path(prunecli.__file__).parent
 # Each layer may import itself and those before it.
 LAYERS = [
     {"errors", "units", "inputs", "cache", "facts", "ranks", "user_code", "arrays"},
-    {"device"},
+    {"device", "collectives"},
     {"recipe.schema"},
     {"methods.base", "methods.table"},
     {"recipe"},

@@ -58,7 +58,7 @@ MUTANTS = {
         "graph/test_channels.py::test_grouped_rows_keep_equal_counts",
     ),
     "addresses of an earlier attempt are read": Mutant(
-        "train/parallel.py",
+        "collectives.py",
         "store=_unwritten(store)",
         "store=store",
         "train/test_parallel.py::test_nobody_is_called_where_it_died",

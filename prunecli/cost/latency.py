@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from scipy.optimize import nnls
 from torch import nn
 
 from prunecli.arrays import Bools, Floats
+from prunecli.collectives import of_first
 from prunecli.cost.count import Polynomial, work
 from prunecli.graph.channels import Channels
 from prunecli.graph.tape import Example
@@ -31,8 +32,13 @@ _MULTIPLES = (1, 2, 4, 8, 16, 32)
 def turns(runs: Sequence[Run], device: torch.device, seconds: float = 1.0, least: int = 15) -> Floats:
     """(turns, runs) seconds that each of `runs` takes, for `seconds` or at least so many turns.
 
-    Every turn has an order of its own: what runs behind a large model finds the caches cold.
+    Every turn has an order of its own: what runs behind a large model finds the caches cold. Of several processes the
+    first one measures.
     """
+    return of_first(lambda: _turns(runs, device, seconds, least))
+
+
+def _turns(runs: Sequence[Run], device: torch.device, seconds: float, least: int) -> Floats:
     found: list[Floats] = []
     order = np.random.default_rng(0)
     for run in runs:
@@ -83,7 +89,7 @@ def fitted(module: nn.Module, example: Example, channels: Channels) -> Polynomia
         channels = settle(module, example, channels, _narrowed(channels, share))
         removed = _narrowed(channels, share)
         smaller, _ = cut(module, channels, removed)
-        for name, own in _own_seconds(smaller, example).items():
+        for name, own in of_first(partial(_own_seconds, smaller, example)).items():
             features.setdefault(name, []).append(float(model.by_module(~removed).get(name, 0)))
             seconds.setdefault(name, []).append(own * NANO)
     fits = {name: _fit(features[name], seconds[name]) for name in seconds}

@@ -25,7 +25,6 @@ class Course:
         labelled: the same with their labels.
         count: of all training images, those that are held out included.
         example: one input of the model, on the CPU.
-        of_all: a tensor (N, ...) of this process, followed by those of all others; N may differ.
     """
 
     rates: Sequence[float]
@@ -34,7 +33,6 @@ class Course:
     labelled: Callable[[int], Iterator[tuple[Tensor, Tensor]]]
     count: int
     example: Example
-    of_all: Callable[[Tensor], Tensor]
 
     @property
     def steps(self) -> int:

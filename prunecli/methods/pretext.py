@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunecli.collectives import of_all
 from prunecli.errors import InputError
 from prunecli.graph.tape import Example, output_tensors, record
 from prunecli.methods.hook import Batch, Course, Hook
@@ -142,7 +143,7 @@ class Instance(Pretext):
     def attach(self, module: nn.Module, course: Course) -> None:
         """The bank starts at random, as in the paper."""
         super().attach(module, course)
-        home, self._of_all = next(module.parameters()), course.of_all
+        home = next(module.parameters())
         self._bank = F.normalize(torch.randn(course.count, EMBEDDING, device=home.device), dim=1)
 
     def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], batch: Batch) -> Tensor:
@@ -156,7 +157,7 @@ class Instance(Pretext):
         right = (found * self._bank[own]).sum(1, keepdim=True)
         wrong = (found @ self._bank[others].T).masked_fill(own[:, None] == others, -torch.inf)
         with torch.no_grad():
-            places, new = self._of_all(own), self._of_all(found.detach())
+            places, new = of_all(own), of_all(found.detach())
             self._bank[places] = F.normalize(self._bank[places].lerp(new, 1 - BANK_MOMENTUM), dim=1)
         answers = torch.zeros(len(own), dtype=torch.long, device=found.device)
         return F.cross_entropy(torch.cat([right, wrong], 1) / HEAT, answers)

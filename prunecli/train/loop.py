@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from prunecli.collectives import share, together, total
 from prunecli.device import chosen
 from prunecli.errors import InputError, OutcomeError, blamed
 from prunecli.graph.copying import copied, moved, placed
@@ -32,11 +33,11 @@ from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loss import Loss
 from prunecli.train.order import Order
-from prunecli.train.parallel import of_all, share, synchronised, together, total
 from prunecli.train.schedule import learning_rate
 from prunecli.train.sharding import gathered, is_sharded, load, load_optimizer, shard, sum_gradients, whole
 from prunecli.train.split import Drawn
 from prunecli.train.state import Saver
+from prunecli.train.synchronised import synchronised
 
 CALIBRATION = 2048  # images for the batch norms of a network that has changed at the end
 
@@ -245,7 +246,7 @@ class Trainer:
         rates = [learning_rate(self.settings, step, order.steps, order.per_epoch) for step in range(order.steps)]
         drawn = Drawn(self.data.train, self.seed, home)
         example = Example((next(drawn.images(1)).cpu(),))
-        return Course(rates, self.settings, drawn.images, drawn.labelled, order.count, example, of_all)
+        return Course(rates, self.settings, drawn.images, drawn.labelled, order.count, example)
 
     def _train(self, run: _Run, loss_of: Loss, expected: Mapping[str, float]) -> None:
         settings, order = self.settings, self._order
@@ -323,7 +324,7 @@ class _Part:
 
 
 def _step(run: _Run, parts: Sequence[_Part], rate: float) -> float:
-    """Accumulate the gradients of some parts, then move once. Returns the loss of this process."""
+    """Accumulate the gradients of some parts, then move once. Returns the loss over all processes."""
     run.module.train()
     for group in run.optimizer.param_groups:
         if group.get("scheduled", True):
@@ -341,7 +342,7 @@ def _step(run: _Run, parts: Sequence[_Part], rate: float) -> float:
     if run.average is not None:
         run.average.update_parameters(run.module)
     run.step += 1
-    return mean
+    return total(mean) / world()
 
 
 def _loss(run: _Run, part: _Part) -> Tensor:

@@ -136,7 +136,7 @@ def test_the_papers_wake_up_epochs() -> None:
     for s_init, decay, epoch in ((-3200.0, 2.2518e-5, 28), (-12800.0, 9.05e-5, 10), (-100.0, 3.05e-5, 9)):
         settings = Train(epochs=100, lr=0.256, momentum=0.875, weight_decay=decay, warmup_epochs=5, schedule="cosine")
         rates = [learning_rate(settings, step, 100 * 5005, 5005) for step in range(0, 100 * 5005, 5)]
-        known = Course([5 * rate for rate in rates], settings, iter, iter, 0, None, iter)  # type: ignore[arg-type]
+        known = Course([5 * rate for rate in rates], settings, iter, iter, 0, None)  # type: ignore[arg-type]
         assert 100 * wake_up(known, s_init) == pytest.approx(epoch, abs=1)
 
 

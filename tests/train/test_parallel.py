@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,11 +128,11 @@ def test_a_killed_process_is_restarted_and_nothing_is_lost(shard: str, tmp_path:
 LATE = """
 import os, signal, time, torch
 from prunecli.ranks import rank, restarted
-from prunecli.train.parallel import together, total
+from prunecli.collectives import together, total
 
 if restarted() and rank() == 1:
     time.sleep(2)
-together(torch.device("cpu"))
+together()
 print(f"sum {total(rank() + 1)}", flush=True)
 if not restarted():
     time.sleep(60 * (1 - rank()))
@@ -150,6 +151,8 @@ ONE_KNOWS = """
 import sys, torch
 from pathlib import Path
 from torch import nn
+from prunecli.collectives import of_first
+from prunecli.cost.latency import turns
 from prunecli.errors import InputError
 from prunecli.ranks import rank
 from prunecli.recipe.schema import Train
@@ -174,24 +177,29 @@ try:
     fit(shared / "state", resume=False, report=stop)
 except KeyboardInterrupt:
     pass
-steps = []
-again = fit(shared / "state", resume=rank() == 1, report=lambda tick: steps.append(tick.step))
+steps, losses = [], []
+again = fit(
+    shared / "state", resume=rank() == 1, report=lambda tick: (steps.append(tick.step), losses.append(tick.loss))
+)
 same = all(torch.equal(a, b) for a, b in zip(whole.module.parameters(), again.module.parameters(), strict=True))
 print(f"[{again.continued} {same} {steps[0]}]", flush=True)
 try:
     fit(shared / ("state" if rank() else "elsewhere"), resume=True)
 except InputError as error:
     print(f"[{error.problem[-27:]}]", flush=True)
+print(f"[{of_first(rank)} {losses} {turns([rank], torch.device('cpu'), 0.0).sum()}]", flush=True)
 """
 
 
 def test_all_continue_where_one_knows_of_a_restart(tmp_path: Path) -> None:
-    """On other machines than that which failed, torchrun counts no restart."""
+    """On other machines than that which failed, torchrun counts no restart. All know as well what one has measured."""
     script = tmp_path / "one_knows.py"
     script.write_text(ONE_KNOWS)
     said = run(*TORCHRUN, str(script), str(tmp_path))
     assert said.count("[True True 9]") == 2
     assert said.count("[is seen by 1 of 2 processes]") == 2
+    first, second = re.findall(r"\[0 .*\]", said)
+    assert first == second
 
 
 INSTANCES = """
