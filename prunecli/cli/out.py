@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from prunecli.facts import to_json
 from prunecli.ranks import rank
 
 INTERRUPTED = 130
+PATIENCE = 5.0  # seconds in which torchrun ends the other processes once the first one has failed
 
 
 class Out:
@@ -84,6 +86,8 @@ class Out:
             self._fail(f"internal error: {summary(error)}", hint, 1)
 
     def _fail(self, problem: str, hint: str, status: int) -> None:
+        if rank() != 0:
+            time.sleep(PATIENCE)  # what all processes find, the first one says
         if self.as_json:
             self.document({"error": {"problem": problem, "try": hint, "exit_status": status}})
         self._failed.print(f"error: {problem}", style="red", markup=False, soft_wrap=True)

@@ -105,6 +105,13 @@ def build():
 """
 
 
+def test_a_mistake_is_one_message(tmp_path: Path) -> None:
+    mistaken = ("finetune", str(DIGITS), "--data", "nonsense", "-o", str(tmp_path / "none.safetensors"))
+    done = subprocess.run([*TORCHRUN, "-m", "prunecli", *mistaken], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("unknown data 'nonsense'") == 1
+
+
 @pytest.mark.parametrize("shard", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_killed_process_is_restarted_and_nothing_is_lost(shard: str, tmp_path: Path) -> None:
     states = []
