@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 
 from prunecli.errors import InputError, summary
-from prunecli.ranks import rank, world
+from prunecli.ranks import local_rank, rank, world
 
 Value = TypeVar("Value")
 
@@ -126,3 +126,13 @@ def of_first(find: Callable[[], Value]) -> Value:
 def share(indices: Tensor) -> Tensor:
     """What this process looks at, where all together look at everything once."""
     return indices[rank() :: world()]
+
+
+def first_alone(work: Callable[[], Value]) -> Value:
+    """What `work` gives, once the first process of this machine has done it: a download, which the others then find."""
+    if world() == 1:
+        return work()
+    together()
+    done = [work()] if local_rank() == 0 else []
+    total(0)
+    return done[0] if done else work()

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from prunecli.cache import cache_dir
+from prunecli.collectives import first_alone
 from prunecli.errors import DataError, blamed, summary
 from prunecli.train.dataset import DatasetSplit
 from prunecli.train.shards import indexed
@@ -284,7 +285,7 @@ def _torchvision(name: str) -> Callable[[str, str, _Wanted, Normalisation], Data
         root = Path(place).expanduser() if place else cache_dir() / "data"
         kind = getattr(torchvision.datasets, name)
         try:
-            sets = [kind(str(root), train=train, download=not place) for train in (True, False)]
+            sets = first_alone(lambda: [kind(str(root), train=train, download=not place) for train in (True, False)])
         except Exception as error:  # torchvision raises what urllib, zip and pickle happen to raise
             raise DataError(f"{text}: {error}", hint=f"{text.partition(':')[0]}:ROOT for a copy you have") from error
         train, test = sets

@@ -155,10 +155,10 @@ def test_nobody_is_called_where_it_died(tmp_path: Path) -> None:
 
 
 ONE_KNOWS = """
-import sys, torch
+import sys, time, torch
 from pathlib import Path
 from torch import nn
-from prunecli.collectives import of_first
+from prunecli.collectives import first_alone, of_first
 from prunecli.cost.latency import turns
 from prunecli.errors import InputError
 from prunecli.ranks import rank
@@ -194,6 +194,13 @@ try:
     fit(shared / ("state" if rank() else "elsewhere"), resume=True)
 except InputError as error:
     print(f"[{error.problem[-27:]}]", flush=True)
+came = shared / "came"
+
+def come():
+    time.sleep(1 - rank())
+    came.write_text((came.read_text() if came.exists() else "") + str(rank()))
+
+first_alone(come)
 print(f"[{of_first(rank)} {losses} {turns([rank], torch.device('cpu'), 0.0).sum()}]", flush=True)
 """
 
@@ -207,6 +214,7 @@ def test_all_continue_where_one_knows_of_a_restart(tmp_path: Path) -> None:
     assert said.count("[is seen by 1 of 2 processes]") == 2
     first, second = re.findall(r"\[0 .*\]", said)
     assert first == second
+    assert (tmp_path / "came").read_text() == "01"
 
 
 INSTANCES = """
