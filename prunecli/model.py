@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunecli.arch.guess import guess
-from prunecli.arch.hugging_face import Configured
+from prunecli.arch.guess import guess, named_in
+from prunecli.arch.hugging_face import Configured, is_configured
 from prunecli.arch.registry import arguments, build, default_input, skeleton
 from prunecli.arch.spec import ArchSpec, parse
 from prunecli.checkpoint.journal import Journal
@@ -196,11 +196,12 @@ def from_checkpoint(checkpoint: Checkpoint, opening: Opening = DEFAULT) -> Model
         return _from_module(checkpoint, checkpoint.module, opening)
     if checkpoint.container is not None:
         return _from_container(checkpoint, checkpoint.container, opening)
-    if checkpoint.config is not None:
+    if checkpoint.config is not None and opening.arch is None and is_configured(checkpoint.config):
         return _from_config(checkpoint, checkpoint.config, opening)
     spec, why = _choose(checkpoint, opening.arch)
     if opening.arch is not None:  # a guess fits the plain names
         checkpoint = checkpoint.spelled(blank(spec, opening.inputs).state_dict())
+    checkpoint = replace(checkpoint, config=None)  # the architecture says all that it does
     module = filled(spec, checkpoint.state, Journal(), str(checkpoint.path), opening.inputs)
     found = _model(checkpoint, module, spec, Journal(), _inputs(spec, module, opening.inputs))
     return replace(found, notes=[*found.notes, why]) if why else found
@@ -302,6 +303,8 @@ def _filled(
 def _choose(checkpoint: Checkpoint, arch: str | None) -> tuple[ArchSpec, str]:
     if arch is not None:
         return parse(arch), ""
+    if named := named_in(checkpoint.config or {}):
+        return named, f"architecture {named}: config.json names it"
     found = guess(checkpoint.state)
     if found is None:
         raise ArchError(

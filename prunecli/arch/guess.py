@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -39,6 +40,16 @@ class Guess:
 def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
     """Names and shapes, without the counters of batch norm (old checkpoints lack them)."""
     return {n: tuple(t.shape) for n, t in state.items() if telling(n)}
+
+
+def named_in(config: Mapping[str, Any]) -> ArchSpec | None:
+    """The architecture that a configuration of timm names, with the arguments that it was made with."""
+    name, told = config.get("architecture"), config.get("model_args")
+    if not isinstance(name, str):
+        return None
+    options = {"num_classes": config.get("num_classes"), **(told if isinstance(told, dict) else {})}
+    plain = {str(key): value for key, value in options.items() if isinstance(value, int | float | bool | str)}
+    return parse(f"timm:{name.partition('.')[0]}").with_options(**plain)
 
 
 def guess(state: Mapping[str, Tensor]) -> Guess | None:

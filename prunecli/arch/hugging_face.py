@@ -12,9 +12,14 @@ from typing import Any
 from torch import nn
 
 from prunecli.arch.hugging_face_inputs import inputs_of
-from prunecli.checkpoint.read import weight_files
+from prunecli.checkpoint.folder import weight_files
 from prunecli.errors import ArchError, summary
 from prunecli.inputs import Inputs
+
+
+def is_configured(config: Mapping[str, Any]) -> bool:
+    """Whether a configuration is one of transformers."""
+    return "architectures" in config or "model_type" in config
 
 
 @dataclass(frozen=True)

@@ -133,10 +133,16 @@ def default_input(spec: ArchSpec, module: nn.Module) -> Shape | None:
         size = getattr(module, "image_size", None)  # vision transformers take one size only
         return (1, channels or 3, size, size) if isinstance(size, int) else _torchvision_input(spec.name, channels or 3)
     if spec.source == "timm":
-        config = getattr(module, "default_cfg", {})
-        size = config.get("input_size")
-        return (1, *size) if size else None
+        size = getattr(module, "default_cfg", {}).get("input_size")
+        return (1, *_timm_input(spec, size)) if size else None
     return None
+
+
+def _timm_input(spec: ArchSpec, usual: Shape) -> Shape:
+    """What it was made for, where that is not the usual one."""
+    told = {"in_chans": usual[0], "img_size": usual[1]} | spec.options
+    sides = (told["img_size"], told["img_size"]) if "img_size" in spec.options else usual[1:]
+    return tuple(map(int, (told["in_chans"], *sides)))
 
 
 def _torchvision_input(name: str, channels: int) -> Shape | None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import struct
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import check_sparse_tensor_invariants
 
+from prunecli.checkpoint.folder import candidates, configuration, is_distributed, weight_files
 from prunecli.checkpoint.names import State, find_weights, plain_names, spellings, telling
 from prunecli.checkpoint.values import is_left_out, left_out
 from prunecli.errors import CheckpointError, UnsafeFileError, summary
@@ -70,7 +72,7 @@ def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Ch
     """Read a checkpoint.
 
     Args:
-        path: a file, or a Hugging Face folder.
+        path: a file or a folder.
         key: the entry that holds the weights, where a nested file has several.
         trust: allow formats whose reading executes code.
 
@@ -79,9 +81,9 @@ def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Ch
         UnsafeFileError: reading it would execute code.
     """
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
-    if not path.is_file():
+    if path.is_dir() and not is_distributed(path):
+        return _read_folder(path, key, trust)
+    if not path.exists():
         near = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
         raise CheckpointError(f"no such file: {path}", hint=_nearest(path.name, near))
     kind = recognise(path)
@@ -108,13 +110,6 @@ def _nearest(name: str, near: list[str]) -> str:
     return f"did you mean {', '.join(close)}?" if close else "check the path"
 
 
-def weight_files(path: Path) -> list[Path]:
-    """The file itself, or those of a Hugging Face folder that hold its weights."""
-    if not path.is_dir():
-        return [path]
-    return sorted(path.glob("*.safetensors")) or sorted(path.glob("pytorch_model*.bin"))
-
-
 def sha256(path: Path) -> str:
     """Hex digest of a file (of a folder's weights, names included)."""
     digest = hashlib.sha256()
@@ -139,6 +134,8 @@ class Kind:
 
 def recognise(path: Path) -> Kind:
     """The format of a file, by its content."""
+    if path.is_dir():
+        return KINDS["distributed"]
     size = path.stat().st_size
     if size == 0:
         raise CheckpointError(f"{path} is empty", hint=_INTERRUPTED)
@@ -150,9 +147,10 @@ def recognise(path: Path) -> Kind:
         return KINDS["safetensors"]
     if head[:1] == b"\x80":
         return KINDS["pickle"]
+    known = "known: torch.save files, safetensors, TorchScript, .pt2, folders of Hugging Face and torch.distributed"
     raise CheckpointError(
         f"{path} is no checkpoint (its first bytes are {head[:8]!r})",
-        hint="known: torch.save files, safetensors, TorchScript, .pt2, Hugging Face folders",
+        hint="the folder of an index" if head.startswith(b"{") else known,
     )
 
 
@@ -190,6 +188,11 @@ def _load_pickle(path: Path, trust: bool) -> Loaded:
         ) from error
     except pickle.UnpicklingError as error:
         named = [name for name in _named_globals(path, error) if not is_left_out(name)]
+        if not named and "Unsupported operand" in str(error):
+            raise UnsafeFileError(
+                f"{path} is a pickle that torch did not write; reading it may execute code",
+                hint="where you trust it: torch.save({name: torch.as_tensor(value), ...}, FILE)",
+            ) from error
         if not named:
             raise CheckpointError(f"{path} is damaged: {summary(error)}", hint=_INTERRUPTED) from error
         raise UnsafeFileError(
@@ -252,26 +255,35 @@ def _check_header(path: Path) -> None:
         )
 
 
-def _read_folder(path: Path) -> Checkpoint:
-    """A Hugging Face folder: ``config.json`` and its weights, in one file or several."""
-    config_file = path / "config.json"
-    files = weight_files(path)
-    if not config_file.is_file() or not files:
+def _load_distributed(path: Path, trust: bool) -> Loaded:
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        merged = Path(folder) / "merged.pt"
+        dcp_to_torch_save(path, merged)
+        return _load_pickle(merged, trust)
+
+
+def _read_folder(path: Path, key: str | None, trust: bool) -> Checkpoint:
+    """One file or several, with the configuration of transformers or timm where it is there."""
+    files, config = weight_files(path), configuration(path)
+    if not files:
+        found = candidates(path)
         raise CheckpointError(
-            f"{path} is a folder without config.json and *.safetensors (or pytorch_model*.bin)",
-            hint="give the file itself",
+            f"{path} is a folder without weights (*.safetensors or pytorch_model*.bin)",
+            hint=f"give the file itself: {', '.join(found)}" if found else "give the file itself",
         )
-    state: State = {}
+    if config is None and len(files) == 1:
+        return read(files[0], key=key, trust=trust)
+    written: State = {}
     for file in files:
         try:
-            state |= read(file).written
+            written |= read(file).written
         except UnsafeFileError as error:
             raise UnsafeFileError(error.problem, hint="where you trust it, convert it to safetensors") from None
-    try:
-        config = json.loads(config_file.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{config_file} is not JSON: {error}") from error
-    return Checkpoint(path, "Hugging Face folder", state, config=config)
+    state, renamed = plain_names(written)
+    return Checkpoint(path, "folder of weights", state, None, None, config, [], written, renamed)
 
 
 KINDS = {
@@ -280,4 +292,5 @@ KINDS = {
     "pickle": Kind("torch legacy", False, _load_pickle),
     "torchscript": Kind("TorchScript", True, _load_torchscript),
     "pt2": Kind("torch.export .pt2", True, _load_pt2),
+    "distributed": Kind("a folder of torch.distributed.checkpoint", True, _load_distributed),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunecli.checkpoint.read import weight_files
+from prunecli.checkpoint.folder import weight_files
 from prunecli.cost.measure import count_flops
 from prunecli.facts import Figures
 from prunecli.model import Model

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import json
 import os
 import pickle
 import struct
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 from torch.nn.utils.parametrizations import weight_norm
@@ -25,7 +27,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import prunecli
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
-from prunecli.checkpoint.read import read
+from prunecli.checkpoint.read import read, sha256
 from prunecli.checkpoint.values import LeftOut, left_out
 from prunecli.errors import ArchError, CheckpointError, UnsafeFileError
 from prunecli.inputs import Argument
@@ -372,6 +374,64 @@ def test_a_hugging_face_folder(save: Callable[[State, Path], None], suffix: str,
     assert found.config == {"architectures": ["ResNetForImageClassification"]}
 
 
+def sharded(state: State, folder: Path, **moved: str) -> Path:
+    """Two files and their index."""
+    names = {n: f"model-{number % 2}.safetensors" for number, n in enumerate(state)}
+    for file in set(names.values()):
+        save_safetensors({n: t for n, t in state.items() if names[n] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names | moved}))
+    save_safetensors({"other": torch.ones(2)}, folder / "optimizer.safetensors")
+    return folder
+
+
+def test_a_folder_without_configuration(state: State, tmp_path: Path) -> None:
+    found = prunecli.analyze(str(sharded(state, tmp_path)))
+    assert found.params == sum(t.numel() for n, t in state.items() if "running" not in n and "num_batches" not in n)
+    with pytest.raises(CheckpointError, match="no checkpoint") as caught:
+        read(tmp_path / "model.safetensors.index.json")
+    assert caught.value.hint == "the folder of an index"
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"lacks model-1\.safetensors \(1 of 2 files\)"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"weight_map": {"a": 3}}', "{", '{"weight_map": {"a": "/etc/passwd"}}'])
+def test_a_hostile_index(index: str, state: State, tmp_path: Path) -> None:
+    (sharded(state, tmp_path) / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(CheckpointError, match=r"is no index|is not JSON|holds no JSON object"):
+        read(tmp_path)
+
+
+def test_an_index_stays_in_its_folder(state: State, tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    save_safetensors(state, tmp_path / "outside.safetensors")
+    with pytest.raises(CheckpointError, match="is no index"):
+        read(sharded(state, tmp_path / "inside", more="../outside.safetensors"))
+
+
+def test_a_folder_of_another_kind_names_files_that_may_be_meant(state: State, tmp_path: Path) -> None:
+    (tmp_path / "step").mkdir()
+    save_zip(state, tmp_path / "step" / "weights.pt")
+    with pytest.raises(CheckpointError, match="without weights") as caught:
+        read(tmp_path)
+    assert caught.value.hint.endswith("weights.pt")
+
+
+def test_a_folder_of_torch_distributed_wants_trust(state: State, tmp_path: Path) -> None:
+    dcp.save({"model": state}, checkpoint_id=str(tmp_path / "dcp"))
+    with pytest.raises(UnsafeFileError, match="executes code"):
+        read(tmp_path / "dcp")
+    found = read(tmp_path / "dcp", trust=True)
+    assert all(torch.equal(found.state[name], tensor) for name, tensor in state.items())
+    assert sha256(tmp_path / "dcp") != sha256(tmp_path)
+
+
+def test_a_pickle_that_torch_did_not_write(state: State, tmp_path: Path) -> None:
+    (tmp_path / "arrays.pkl").write_bytes(pickle.dumps({n: t.numpy() for n, t in state.items()}))
+    with pytest.raises(UnsafeFileError, match="torch did not write"):
+        read(tmp_path / "arrays.pkl")
+
+
 def test_a_hugging_face_folder_that_executes_code_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     torch.save({"weight": torch.ones(2), "more": Exploit(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
@@ -421,3 +481,18 @@ def test_buffers_that_are_not_stored_follow_the_dtype_of_the_file(dtype: torch.d
     fields = {"version": 1, "arch": arch, "input": "1x8", "method": {"name": "magnitude"}, "budget": {"flops": 0.6}}
     prunecli.prune(validate(fields), str(tmp_path / "m.pt"), tmp_path / "o.safetensors")
     assert prunecli.load(tmp_path / "o.safetensors", arch=arch)(torch.ones(2, 8, dtype=dtype)).dtype is dtype
+
+
+def test_a_folder_of_timm_says_what_it_holds(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm", reason="the timm extra is not installed")
+    made = {"img_size": 64, "in_chans": 1}
+    saved = timm.create_model("vit_tiny_patch16_224", num_classes=5, **made).eval()
+    save_safetensors(saved.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny_patch16_224", "num_classes": 5, "model_args": made}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    opened = open_model(str(tmp_path))
+    assert opened.inputs == (Argument((1, 1, 64, 64)),)
+    images = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(opened.module(images), saved(images))
+    assert open_model(str(tmp_path), Opening(arch="timm:vit_tiny_patch16_224?img_size=64&in_chans=1&num_classes=5"))
