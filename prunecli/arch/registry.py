@@ -140,9 +140,8 @@ def default_input(spec: ArchSpec, module: nn.Module) -> Shape | None:
 
 def _timm_input(spec: ArchSpec, usual: Shape) -> Shape:
     """What it was made for, where that is not the usual one."""
-    told = {"in_chans": usual[0], "img_size": usual[1]} | spec.options
-    sides = (told["img_size"], told["img_size"]) if "img_size" in spec.options else usual[1:]
-    return tuple(map(int, (told["in_chans"], *sides)))
+    channels, side = spec.options.get("in_chans", usual[0]), spec.options.get("img_size")
+    return (int(channels), *(usual[1:] if side is None else (int(side), int(side))))
 
 
 def _torchvision_input(name: str, channels: int) -> Shape | None:

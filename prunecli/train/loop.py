@@ -99,6 +99,7 @@ class _Run:
     hooks: Sequence[Hook]
     bf16: bool
     own_random: Sequence[torch.device]
+    steps: int
     step: int = 0
     accuracies: list[float] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
@@ -126,19 +127,22 @@ class _Run:
             "average": None if self.average is None else self.average.state_dict(),
             "hooks": [hook.state() for hook in self.hooks],
             "step": self.step,
+            "steps": self.steps,
             "accuracies": self.accuracies,
             "best": self.best,
             "random": [torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.own_random)],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Go on from there: as far along the run where more or fewer processes take steps of another size now."""
         load(self.module, state["module"])
         load_optimizer(self.optimizer, state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         for hook, saved in zip(self.hooks, state["hooks"], strict=True):
             hook.restore(saved)
-        self.step, self.accuracies, self.best = state["step"], state["accuracies"], state["best"]
+        self.step = round(state["step"] * self.steps / state["steps"])
+        self.accuracies, self.best = state["accuracies"], state["best"]
         of_the_cpu, *others = state["random"]
         torch.set_rng_state(of_the_cpu)
         for device, own in zip(self.own_random, others, strict=False):  # it may go on where there is no GPU
@@ -235,7 +239,7 @@ class Trainer:
             shard(student, device)
         forward, optimizer = _forward(student, settings, example), _optimizer(student, settings, self.hooks)
         average, own_random = _average(student, settings), _own_random(device)
-        return _Run(student, forward, optimizer, average, self.hooks, settings.bf16, own_random)
+        return _Run(student, forward, optimizer, average, self.hooks, settings.bf16, own_random, self._order.steps)
 
     @property
     def _order(self) -> Order:

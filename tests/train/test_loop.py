@@ -23,6 +23,7 @@ from prunecli.recipe.schema import Distill, Train
 from prunecli.train.data import open_data
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loop import Tick, Trainer
+from prunecli.train.order import Order
 from prunecli.train.schedule import learning_rate
 from prunecli.train.state import Saver
 from prunecli.train.zeros import KeepZeros
@@ -69,6 +70,26 @@ def test_a_stopped_run_continues_to_the_bit(name: str, tmp_path: Path) -> None:
     resumed = Trainer(DATA, settings, 3, saver=again).fit(module)
     assert equal(whole.module, resumed.module)
     assert whole.accuracies == resumed.accuracies
+
+
+@pytest.mark.parametrize(("size", "first"), [(32, 19), (64, 10), (128, 6)])
+def test_with_other_processes_it_is_as_far_along(size: int, first: int, tmp_path: Path) -> None:
+    """Half as many processes take twice as many steps; here the size of a batch says so."""
+    steps: list[int] = []
+
+    def stop(tick: Tick) -> None:
+        if tick.step == 10:
+            raise Stop
+
+    def settings(size: int) -> Train:
+        return Train(epochs=2, batch_size=size, validation=0.0)
+
+    with pytest.raises(Stop):
+        Trainer(DATA, settings(64), saver=Saver(tmp_path / "state", "run", seconds=0), report=stop).fit(net())
+    again = Saver(tmp_path / "state", "run", resume=True, seconds=1e9)
+    Trainer(DATA, settings(size), saver=again, report=lambda tick: steps.append(tick.step)).fit(net())
+    assert steps[0] == first
+    assert steps[-1] == Order(len(DATA.train), settings(size), 0).steps
 
 
 def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
