@@ -20,10 +20,11 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 from torch.nn import functional as F
 
-from prunecli.errors import InputError, summary
+from prunecli.errors import InputError, OutcomeError, summary
 from prunecli.ranks import local_rank, rank, world
 
 Value = TypeVar("Value")
+_CUT_OFF = ("gloo/transport", "NCCL")  # in what torch says when a connection breaks
 
 
 def together(device: torch.device | None = None) -> None:
@@ -77,6 +78,22 @@ def _answer(store: Any, name: str) -> None:
                 store.set(store.get(question).decode(), name)
         missing = {other for other in missing if not store.check([f"{name}/{other}"])}
         time.sleep(0.01)
+
+
+@contextmanager
+def accompanied() -> Iterator[None]:
+    """What all processes do in step: where one is gone, that is said, and not what the others then stumble over.
+
+    Raises:
+        OutcomeError: another process is gone.
+    """
+    try:
+        yield
+    except Exception as error:
+        if world() > 1 and any(sign in f"{error} {error.__cause__}" for sign in _CUT_OFF):
+            hint = "its own message says why; torchrun --max-restarts 3 lets all continue"
+            raise OutcomeError("another process is gone", hint=hint) from error
+        raise
 
 
 @contextmanager

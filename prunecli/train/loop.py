@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from prunecli.collectives import share, together, total
+from prunecli.collectives import accompanied, share, together, total
 from prunecli.device import chosen
 from prunecli.errors import InputError, OutcomeError, blamed
 from prunecli.graph.copying import copied, moved, placed
@@ -197,7 +198,8 @@ class Trainer:
             saved = self._saved()
             if saved is not None:
                 run.restore(saved)
-            with synchronised(student):
+            with accompanied(), synchronised(student), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Grad strides do not match")  # strides of dims of one
                 self._train(run, Loss(self.settings, teacher), {**self.expected, **predictions})
             if self.saver is not None:
                 self.saver.save(run.state())
