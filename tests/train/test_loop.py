@@ -184,7 +184,7 @@ def test_an_average_of_a_short_run_is_none_of_its_start() -> None:
             self.seen: list[Tensor] = []
 
         def after_step(self, module: nn.Module, step: int) -> None:
-            self.seen.append(next(module.parameters()).detach().clone())
+            self.seen.append(next(module.parameters()).detach().cpu().clone())
 
     steps = Steps()
     settings = Train(epochs=4, lr=0.1, batch_size=64, validation=0.0, ema=0.999)
