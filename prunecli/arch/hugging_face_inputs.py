@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from prunecli.inputs import Argument, Inputs, from_json, shown
@@ -41,8 +42,10 @@ def _told(name: str, config: Any, first: Argument) -> Argument:
 
 
 def _words(config: Any) -> Argument:
-    del config
-    return _WORDS
+    """Classifiers that have a decoder answer at the last end of the text, and want as many ends in every example."""
+    classifies = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
+    ends = classifies and config.is_encoder_decoder and isinstance(config.eos_token_id, int)
+    return replace(_WORDS, value=config.eos_token_id) if ends else _WORDS
 
 
 def _image(config: Any) -> Argument:

@@ -44,6 +44,7 @@ FOLDERS: dict[str, tuple[dict[str, object], str]] = {
         _coders(num_mel_bins=8, max_source_positions=32, pad_token_id=0, bos_token_id=1, eos_token_id=2),
         "1x8x64,1x64:int64=1,1x16:int64",
     ),
+    "BartForSequenceClassification": (_coders(eos_token_id=2), "1x16:int64=2,1x16:int64=1,1x16:int64=2"),
     "PegasusModel": (_coders(), "1x16:int64,1x16:int64=1,1x16:int64"),
     "CLIPModel": ({"text_config": _TEXT, "vision_config": _IMAGES}, "1x16:int64,1x3x32x32"),
     "YolosModel": (_vit(image_size=[32, 48], patch_size=8, num_detection_tokens=4), "1x3x32x48"),
