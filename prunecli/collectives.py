@@ -92,7 +92,7 @@ def accompanied() -> Iterator[None]:
     except Exception as error:
         if world() > 1 and any(sign in f"{error} {error.__cause__}" for sign in _CUT_OFF):
             hint = "its own message says why; torchrun --max-restarts 3 lets all continue"
-            raise OutcomeError("another process is gone", hint=hint) from error
+            raise OutcomeError(f"another process is gone: {summary(error.__cause__ or error)}", hint=hint) from error
         raise
 
 

@@ -404,8 +404,8 @@ def _named_in(container: Mapping[str, Any], path: Path, asked: str | None) -> Ar
 
 
 def _from_config(checkpoint: Checkpoint, config: Mapping[str, Any], opening: Opening) -> Model:
-    known = Configured(checkpoint.path, config)
-    return _model(checkpoint, known.filled(), None, Journal(), opening.inputs or known.inputs())
+    known, named = Configured(checkpoint.path, config), replace(checkpoint, renamed=[])  # transformers knows its names
+    return _model(named, known.filled(), None, Journal(), opening.inputs or known.inputs())
 
 
 def _inputs(spec: ArchSpec | None, module: nn.Module, asked: Inputs | None) -> Inputs:

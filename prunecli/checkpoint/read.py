@@ -83,7 +83,7 @@ def read(path: str | Path, *, key: str | None = None, trust: bool = False) -> Ch
     path = Path(path)
     if path.is_dir() and not is_distributed(path):
         return _read_folder(path, key, trust)
-    if not path.exists():
+    if not path.is_dir() and not path.is_file():
         near = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
         raise CheckpointError(f"no such file: {path}", hint=_nearest(path.name, near))
     kind = recognise(path)
@@ -150,7 +150,7 @@ def recognise(path: Path) -> Kind:
     known = "known: torch.save files, safetensors, TorchScript, .pt2, folders of Hugging Face and torch.distributed"
     raise CheckpointError(
         f"{path} is no checkpoint (its first bytes are {head[:8]!r})",
-        hint="the folder of an index" if head.startswith(b"{") else known,
+        hint="an index? give the folder that it lies in" if head.startswith(b"{") else known,
     )
 
 
