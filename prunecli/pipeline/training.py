@@ -10,7 +10,7 @@ from torch import nn
 
 from prunecli.errors import InputError
 from prunecli.methods.hook import Hook
-from prunecli.ranks import restarted
+from prunecli.ranks import rank, restarted
 from prunecli.recipe.schema import Train
 from prunecli.train.data import Data
 from prunecli.train.loop import Fit, Report, Trainer
@@ -72,8 +72,8 @@ class Training:
         return lambda settings, hook: self.fit(module, settings, [hook, KeepZeros(module)]).module
 
     def forget(self) -> None:
-        """Remove the states, once the output is written."""
-        for number in range(self._done):
+        """Remove the states, once the output is written; the process that writes it knows when."""
+        for number in range(self._done if rank() == 0 else 0):
             self._state(number).unlink(missing_ok=True)
 
     def _state(self, number: int) -> Path:

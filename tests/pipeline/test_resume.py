@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from prunecli.pipeline.training import Training
+from prunecli.train.loop import ignore
+
 DIGITS = Path(__file__).parents[2] / "recipes" / "digits.safetensors"
 SHORT = {"epochs": 1, "batch_size": 64, "validation": 0.0, "save_seconds": 0}
 RECIPES = {
@@ -55,3 +58,17 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "start again without --resume" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "kept"), [("0", False), ("1", True)])
+def test_the_process_that_writes_forgets_the_states(
+    number: str, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others are done earlier, while the output may still fail."""
+    monkeypatch.setenv("RANK", number)
+    training = Training(None, 0, None, tmp_path / "out.safetensors", "", resume=False, report=ignore, _done=2)
+    states = [tmp_path / "out.safetensors.resume", tmp_path / "out.safetensors.1.resume"]
+    for state in states:
+        state.touch()
+    training.forget()
+    assert [state.exists() for state in states] == [kept, kept]
