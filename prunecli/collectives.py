@@ -39,7 +39,8 @@ def together(device: torch.device | None = None) -> None:
     if device is not None and device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # what NCCL sums on
     if world() > 1 and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        both = torch.cuda.is_available() and dist.is_nccl_available()  # each sums the tensors of its own device
+        backend = "cpu:gloo,cuda:nccl" if both else "gloo"
         try:
             with _stdout_to_stderr():
                 store, _, _ = next(rendezvous("env://"))

@@ -57,6 +57,30 @@ MUTANTS = {
         "    if bias",
         "graph/test_channels.py::test_grouped_rows_keep_equal_counts",
     ),
+    "every process has a memory bank of its own": Mutant(
+        "methods/pretext.py",
+        "places, new = of_all(own), of_all(found.detach())",
+        "places, new = own, found.detach()",
+        "train/test_parallel.py::test_a_memory_bank_is_that_of_all_processes",
+    ),
+    "every process measures time for itself": Mutant(
+        "cost/latency.py",
+        "of_first(lambda: _turns(runs, device, seconds, least))",
+        "_turns(runs, device, seconds, least)",
+        "train/test_parallel.py::test_all_continue_where_one_knows_of_a_restart",
+    ),
+    "states go before the output is written": Mutant(
+        "pipeline/training.py",
+        "self._done if rank() == 0 else 0",
+        "self._done",
+        "pipeline/test_resume.py::test_the_process_that_writes_forgets_the_states",
+    ),
+    "an index leaves its folder": Mutant(
+        "checkpoint/folder.py",
+        "any(Path(str(n)).name != n for n in names.values())",
+        "False",
+        "checkpoint/test_read.py::test_an_index_stays_in_its_folder",
+    ),
     "addresses of an earlier attempt are read": Mutant(
         "collectives.py",
         "store=_unwritten(store)",
