@@ -17,6 +17,7 @@ from prunecli.graph.shapes import alike
 from prunecli.graph.tensors import Module, named_tensors, submodules
 
 Memo = dict[int, Any]
+_ALIGNMENT = 64  # bytes, of torch's allocator on the CPU
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device})
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
 _CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})  # most are empty: the hooks of a module
@@ -97,6 +98,15 @@ def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
 def shadow(module: Module) -> Module:
     """A copy on the meta device: no storage is copied, sharing is kept."""
     return copied(module, {id(tensor): like(tensor, alike(tensor)) for _, tensor in named_tensors(module)})
+
+
+def aligned(module: Module) -> Module:
+    """A copy that shares all tensors but those that lie elsewhere than torch would put them, as in a mapped file.
+
+    In the last bit, what a matrix product gives depends on where its numbers lie.
+    """
+    odd = {id(t): like(t, t.detach().clone()) for _, t in named_tensors(module) if t.data_ptr() % _ALIGNMENT}
+    return copied(module, {id(tensor): tensor for _, tensor in named_tensors(module)} | odd)
 
 
 def like(original: Tensor, tensor: Tensor) -> Tensor:

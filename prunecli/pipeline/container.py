@@ -17,7 +17,7 @@ from prunecli.checkpoint.read import read, sha256
 from prunecli.checkpoint.write import write_tensors
 from prunecli.errors import VerificationError, blamed
 from prunecli.facts import BudgetFacts, Verified
-from prunecli.graph.copying import copied
+from prunecli.graph.copying import aligned, copied
 from prunecli.graph.examples import drawn, outputs
 from prunecli.graph.tensors import stored, unstored
 from prunecli.inputs import to_json
@@ -94,9 +94,9 @@ def _same_after_reload(model: Model, opened: Model) -> Callable[[Path], None]:
         reloaded = _reload(path, model, opened)
         example = drawn(model.module, model.example.to(dtype=model.dtype), seed=1)
         with blamed("the model does not run in the dtype of its weights"):
-            expected = outputs(model.module.eval(), example)
+            expected = outputs(aligned(model.module.eval()), example)
         with blamed("the model does not run as it is read back from its file"):
-            found = outputs(reloaded.eval(), example)
+            found = outputs(aligned(reloaded.eval()), example)
         if len(expected) != len(found) or not all(map(_identical, expected, found)):
             raise VerificationError(
                 "the file does not reload to the model that was written; nothing was written",

@@ -104,7 +104,11 @@ def _weight(module: nn.Module, name: str) -> torch.Tensor:
     return layer[1].weight @ layer[0].weight if isinstance(layer, nn.Sequential) else getattr(layer, attribute)
 
 
-def test_a_recurrent_file_holds_factors_and_can_be_cut_further(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["a", "abcde"])
+def test_a_recurrent_file_holds_factors_and_can_be_cut_further(place: str, tmp_path: Path) -> None:
+    """Wherever its tensors lie in memory: the header of the file, which names the architecture, shifts them."""
+    tmp_path = tmp_path / place
+    tmp_path.mkdir()
     (tmp_path / "reader.py").write_text("from methods.test_low_rank import Reader\n")
     fields = {"version": 1, "arch": f"{tmp_path / 'reader.py'}:Reader", "input": "1x1x8x8"}
     torch.manual_seed(0)
