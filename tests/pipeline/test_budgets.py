@@ -145,7 +145,7 @@ def test_what_lies_beside_the_weights_is_no_part_of_the_size(checkpoint: str, tm
     assert not any("no weights" in note for note in plain.notes)
 
 
-@pytest.mark.parametrize("share", [0.9, 0.7])
+@pytest.mark.parametrize("share", [pytest.param(0.9, marks=pytest.mark.slow), 0.7])
 def test_a_dry_run_tells_the_size_that_the_file_would_have(share: float, tmp_path: Path) -> None:
     """Of a small network much of the file is its header."""
     settings = validate({"version": 1, "method": {"name": "magnitude"}, "budget": {"size": share}})
