@@ -14,7 +14,7 @@ from torch import nn
 
 from prunecli.arrays import Bools, Ints
 from prunecli.graph.blocks import held, refined
-from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Normed, Pad, Read, Split, Told, Views, along
+from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Normed, Pad, Read, Split, Sum, Told, Views, along
 from prunecli.graph.rules import apply
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
 from prunecli.graph.rules.layout import LAYOUT
@@ -75,6 +75,7 @@ class Channels:
         splits: views that make heads and their width of one channel dim.
         told: sizes that ops are told as numbers.
         mixed: ops whose statistics run over channels that may go.
+        sums: ops that sum over channels.
         normed: weights with weight norm.
     """
 
@@ -91,6 +92,7 @@ class Channels:
     aligned: tuple[Ints, ...]
     splits: tuple[Split, ...]
     mixed: tuple[Mixed, ...]
+    sums: tuple[Sum, ...]
     reads: tuple[Read, ...]
     pads: tuple[Pad, ...]
     told: tuple[Told, ...]
@@ -235,6 +237,7 @@ def trace(
     used = tape.used_params()
     if any(name not in used for name, _ in slots):
         used |= _train_pass(module, example, slots, book)
+    _drop_fixed_sizes(book)
     _freeze_literals(module, book)
     _share_numbers(module, book)
     for (name, _), ids in slots.items():
@@ -267,6 +270,24 @@ def _runs(told: Told, part: tuple[int, ...]) -> list[slice]:
         return []
     runs = (slice(start, start + len(part)) for start in range(len(told.sizes) - len(part) + 1))
     return [run for run in runs if told.sizes[run] == part and any(ids is not None for ids in told.ids[run])]
+
+
+def _drop_fixed_sizes(book: Book) -> None:
+    """Of equal sizes that an op is told, an attribute holds that of channels which may go: 64 of them on 64 x 64."""
+
+    def is_unclear(told: Told) -> bool:
+        sizes = [size for size, ids in zip(told.sizes, told.ids, strict=True) if ids is not None]
+        return len(set(sizes)) < len(sizes)
+
+    if not any(map(is_unclear, book.told)):
+        return
+    channel_of = components(book.next_id, book.ties)
+    frozen = np.zeros(int(channel_of.max()) + 1, dtype=np.bool_)
+    for freeze in book.freezes:
+        frozen[channel_of[freeze.ids.numpy()]] = True
+    for number, told in enumerate(book.told):
+        ids = (None if own is None or frozen[channel_of[own.numpy()]].all() else own for own in told.ids)
+        book.told[number] = replace(told, ids=tuple(ids)) if is_unclear(told) else told
 
 
 def _freeze_literals(module: nn.Module, book: Book) -> None:
@@ -306,7 +327,7 @@ def _train_pass(
         tape = record(module, pair, train=True)
     except Exception:
         return set()
-    extra = replace(book, reads=[], mixed=[], normed=[], pads=[], counted=[], told=[], repeated={})
+    extra = replace(book, reads=[], mixed=[], sums=[], normed=[], pads=[], counted=[], told=[], repeated={})
     walk(tape, slots, extra)
     _freeze_literals(module, extra)
     book.next_id = extra.next_id
@@ -340,7 +361,7 @@ def connect(
     return Channels(
         tape, labels, channel_of, frozen, reasons, placed, members, _group(placed, members, frozen, reasons),
         tuple(blocks), tuple(filters.values()), tuple(aligned.values()), tuple(book.splits),
-        tuple(book.mixed), tuple(book.reads), tuple(book.pads), tuple(book.told), tuple(book.normed),
+        tuple(book.mixed), tuple(book.sums), tuple(book.reads), tuple(book.pads), tuple(book.told), tuple(book.normed),
         dict(book.unknown),
     )  # fmt: skip
 

@@ -163,6 +163,18 @@ class Mixed:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """An op that sums over channels, of powers or differences too: a channel can end there, since zeros add nothing.
+
+    `label` is along the argument at position `argument`.
+    """
+
+    op: int
+    argument: int
+    label: Label
+
+
+@dataclass(frozen=True)
 class Normed:
     """A weight with weight norm: ``g * v / |v|``, the norm over all dims but `dim`.
 
@@ -191,6 +203,7 @@ class Book:
     views: Views = field(default_factory=Views)
     through_norms: bool = False
     mixed: list[Mixed] = field(default_factory=list)
+    sums: list[Sum] = field(default_factory=list)
     normed: list[Normed] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)

@@ -156,6 +156,14 @@ class Tape:
                 found.setdefault(ref.index, []).append(op)
         return found
 
+    def of_inputs(self) -> set[int]:
+        """The values that are computed from the inputs, the inputs among them."""
+        found = set(self.inputs)
+        for op in self.ops:
+            if any(ref.index in found for ref in op.refs):
+                found.update(op.outputs)
+        return found
+
     def by_module(self) -> dict[str, list[Op]]:
         """The ops of each module, those of modules inside it excepted."""
         found: dict[str, list[Op]] = {}

@@ -107,15 +107,16 @@ class Widths:
 def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Restrict, min_channels: int) -> Widths:
     """Survey a model: training may leave any number of the channels that may go.
 
-    Channels that two activations read (the scores of attention) stay, since there is no weight that could ignore them.
+    Channels that two activations read (the scores of attention), or that are summed up, stay: no weight could ignore
+    them.
     """
     channels = survey(module, example, restrict)
     channels = settle(module, example, channels, one_of_each(channels))
-    mixed = _read_by_activations(channels)
+    weightless = _read_without_weights(channels)
     unread = {
         group.name: "no single weight reads it"
         for group in channels.groups
-        if not group.frozen and not mixed.isdisjoint(group.channels.tolist())
+        if not group.frozen and not weightless.isdisjoint(group.channels.tolist())
     }
     channels = channels.freeze(unread) if unread else channels
     cost = COSTS[budget.unit](module, channels)
@@ -124,8 +125,8 @@ def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Res
     return Widths(channels, cost, amount, budget.unit, max(LEAST, min_channels))
 
 
-def _read_by_activations(channels: Channels) -> set[int]:
-    found: set[int] = set()
+def _read_without_weights(channels: Channels) -> set[int]:
+    found = {channel for end in channels.sums for channel in channels.of(end.label.ids.reshape(-1)).tolist()}
     for read in channels.reads:
         if not channels.reader(read)[0]:
             found.update(channels.of(read.a_label.ids.reshape(-1)).tolist())

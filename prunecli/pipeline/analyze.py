@@ -167,7 +167,8 @@ def _explain(module: nn.Module, channels: Channels | None, layer: str) -> list[W
 
 def _why(channels: Channels, group: Group, role: str) -> WhyFacts:
     members = set(group.channels.tolist())
-    readers = [channels.tape.ops[r.op].where for r in channels.reads if members & _of(channels, r.a_label.ids)]
+    ends = [(read.op, read.a_label) for read in channels.reads] + [(end.op, end.label) for end in channels.sums]
+    readers = [channels.tape.ops[op].where for op, label in ends if members & _of(channels, label.ids)]
     ties = []
     for op in channels.tape.ops:
         labelled = [

@@ -163,11 +163,13 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
     """A full-size copy of `module` in which the removed channels are not read: the oracle of every cut.
 
     Zeroing the readers' weights is exact whatever batch norm, bias or activation lies between. Where two activations
-    are multiplied (attention scores), the product leaves the channels out, or else their writers are zeroed; statistics
-    are taken over those that stay.
+    are multiplied (attention scores), the product leaves the channels out, or else their writers are zeroed. Sums leave
+    them out too, and statistics are taken over those that stay.
     """
     twin = copied(module)
     tensors = dict(named_tensors(twin))
+    parameters = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
+    of_inputs = channels.tape.of_inputs()
     for name, tensor in _same_weights(module, channels, removed).items():
         tensors[name].data.copy_(tensor)
     weights = {normed.weight: normed.direction for normed in channels.normed}
@@ -182,7 +184,8 @@ def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
         label = read.b_label if reader else read.a_label
         hit = channels.of(label.ids.reshape(-1))
         gone = set(hit[removed[hit]].tolist())
-        for name in [reader] if reader else tensors:
+        writers = tensors if read.b in of_inputs else parameters  # a buffer may be what a weight is divided by
+        for name in [reader] if reader else writers:
             ignored.setdefault(name, set()).update(gone)
     for slot in channels.slots:
         rows = [i for i, channel in enumerate(slot.channels.tolist()) if channel in ignored.get(slot.name, ())]

@@ -4,9 +4,9 @@ cuts through layer norms and through attention.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunecli.arrays import Bools
 from prunecli.graph.channels import Channels
-from prunecli.graph.labels import Mixed, Read
-from prunecli.graph.tape import Op, Ref, packet_name, unfused
+from prunecli.graph.labels import Mixed, Read, Sum
+from prunecli.graph.tape import Ref, packet_name, unfused
 
 # Those that a model calls equally often whatever the batch; a linear layer is now one op, now another.
 PRODUCTS = {"aten.bmm", "aten.baddbmm", "aten.convolution"}
+
+Kind = TypeVar("Kind", Mixed, Sum)
 
 # For an occurrence of an op: what takes its place, given the op, its arguments and its keywords.
 Plan = dict[tuple[str, int], Callable[[Any, Any, Any], Any]]
 
 
 def selecting(module: nn.Module, channels: Channels, removed: Bools, products: Sequence[Read]) -> nn.Module:
-    """`module` with statistics over the channels that stay, and without the others in some products of activations.
+    """`module` with statistics over the channels that stay, and without the others in sums and some products of them.
 
     It is itself where none of these is concerned.
     """
@@ -34,13 +36,19 @@ def selecting(module: nn.Module, channels: Channels, removed: Bools, products: S
     for op in channels.tape.ops:
         number_of[op.index] = (op.name, seen.get(op.name, 0))
         seen[op.name] = seen.get(op.name, 0) + 1
-    by_op: dict[int, list[Mixed]] = {}
-    for mixed in channels.mixed:  # one for each dim that a sum runs over
-        by_op.setdefault(mixed.op, []).append(mixed)
-    statistics = {number_of[op]: _statistic(over, channels, removed) for op, over in by_op.items()}
-    others = {number_of[read.op]: _product(channels.tape.ops[read.op], read, channels, removed) for read in products}
-    plan = {place: action for place, action in (statistics | others).items() if action is not None}
+    statistics = {op: _statistic(over, channels, removed) for op, over in _by_op(channels.mixed).items()}
+    ends = [Sum(read.op, channels.tape.ops[read.op].args.index(Ref(read.a)), read.a_label) for read in products]
+    sums = {op: _sum(over, channels, removed) for op, over in _by_op([*ends, *channels.sums]).items()}
+    plan = {number_of[op]: action for op, action in (statistics | sums).items() if action is not None}
     return _Selecting(module, plan) if plan else module
+
+
+def _by_op(found: Iterable[Kind]) -> dict[int, list[Kind]]:
+    """One for each dim that a statistic runs over, or for each argument."""
+    by_op: dict[int, list[Kind]] = {}
+    for each in found:
+        by_op.setdefault(each.op, []).append(each)
+    return by_op
 
 
 def _statistic(over: Sequence[Mixed], channels: Channels, removed: Bools) -> Callable[[Any, Any, Any], Any] | None:
@@ -61,17 +69,19 @@ def _over_few(kept: Mapping[int, Tensor], func: Any, args: Any, kwargs: Any) -> 
     return torch.zeros_like(args[0]).index_copy(dim, places, normal), *statistics  # what has gone is zero
 
 
-def _product(op: Op, read: Read, channels: Channels, removed: Bools) -> Callable[[Any, Any, Any], Any] | None:
-    """What multiplies without the removed channels; None where all stay."""
-    stays = torch.from_numpy(~removed[channels.of(read.a_label.ids)])
-    return None if stays.all() else partial(_without, op.args.index(Ref(read.a)), stays)
+def _sum(over: Sequence[Sum], channels: Channels, removed: Bools) -> Callable[[Any, Any, Any], Any] | None:
+    """What sums, or multiplies and sums, without the removed channels; None where all stay."""
+    stays = [(each.argument, torch.from_numpy(~removed[channels.of(each.label.ids)])) for each in over]
+    return None if all(stay.all() for _, stay in stays) else partial(_without, stays)
 
 
-def _without(position: int, stays: Tensor, func: Any, args: Any, kwargs: Any) -> Any:
-    whole = args[position]  # of several samples, where heads or channels of all of them share a dim: it repeats
-    times = [n // m if m > 1 else 1 for n, m in zip(whole.shape, stays.shape, strict=True)]
-    few = whole * stays.repeat(times).to(whole.dtype)
-    return func(*args[:position], few, *args[position + 1 :], **kwargs)
+def _without(stays: Sequence[tuple[int, Tensor]], func: Any, args: Any, kwargs: Any) -> Any:
+    few = [*args]
+    for argument, stay in stays:
+        whole = few[argument]  # of several samples, where heads or channels of all of them share a dim: it repeats
+        times = [n // m if m > 1 else 1 for n, m in zip(whole.shape, stay.shape, strict=True)]
+        few[argument] = whole * stay.repeat(times).to(whole.dtype)
+    return func(*few, **kwargs)
 
 
 class _Selecting(nn.Module):

@@ -1,7 +1,7 @@
 """Strip: remove what provably does not matter. The outputs stay the same, to rounding.
 
-A channel may go when each of its reads is harmless: its values are zero there, the weights that read it are
-zero, or its value is a constant c that the reader can take over:
+A channel may go when its values are zero wherever they are summed up, and each of its reads is harmless: its values are
+zero there, the weights that read it are zero, or its value is a constant c that the reader can take over:
 
 - a reader without padding adds  c * sum(W[:, channel])  to its bias;
 - a convolution with zero padding cannot (the border sees padding zeros, not c), but gets a bias for each tap of its
@@ -116,6 +116,9 @@ def _plan(module: nn.Module, channels: Channels, borders: Borders) -> tuple[Bool
     removed[[c for group in channels.groups if not group.frozen for c in group.channels.tolist()]] = True
     for take in takes:
         removed[take.channel[np.isnan(take.constant)]] = False
+    for end in channels.sums:
+        values = _along(fields.get(channels.tape.ops[end.op].args[end.argument].index), end.label)
+        removed[channels.of(end.label.rows())[values != 0]] = False
     for take in takes:
         _settle_constants(take, removed, channels, borders)
     removed = repair(channels, removed)

@@ -100,6 +100,10 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
      ("CrossAttention", ("attention.q_proj_weight[0]", "keys.weight[0]", "values.weight[0]")),
      ("ImageOfAVector", ("fc.weight[0]",)), ("ImageByShape", ("fc.weight[0]",)), ("ImageByWidth", ("fc.weight[0]",)),
      ("ImageByUnflatten", ("fc.weight[0]",)),
+     ("UnitLength", ("stem.weight[0]", "conv.weight[0]")), ("DotProducts", ("left.weight[0]", "right.weight[0]")),
+     ("Distances", ("value.weight[0]",)), ("GraphAttention", ("value.weight[0]",)),
+     ("SumOfConstants", ("stem.weight[0]",)), ("ConvolutionalState", ("cell.gates.weight[0]",)),
+     ("Splines", ("inner.weight[0]",)),
      ("Experts", tuple(f"experts.{number}.0.weight[0]" for number in range(4)))],
 )  # fmt: skip
 def test_inner_channels_can_be_pruned(name: str, tensors: tuple[str, ...]) -> None:
@@ -151,6 +155,34 @@ def test_dead_channels_where_an_attribute_holds_the_width() -> None:
     result = strip(module, EXAMPLE)
     assert compare(module, result.module, [random_example(EXAMPLE, 0)], torch.float64).max_rel_error <= 1e-12
     assert result.module.width == len(result.module.conv.weight) // 2 == 5
+
+
+@pytest.mark.parametrize(("name", "layer", "left"), [("GraphAttention", "value", 14), ("SumOfConstants", "stem", 16)])
+def test_a_dead_channel_goes_where_zero_is_summed_and_stays_elsewhere(name: str, layer: str, left: int) -> None:
+    module = built(name)
+    for parameter in module.get_submodule(layer).parameters():
+        parameter.data[:5] = 0
+        parameter.data[12:17] = 0  # of the second head
+    result = strip(module, EXAMPLE)
+    assert compare(module, result.module, [random_example(EXAMPLE, 0)], torch.float64).max_rel_error <= 1e-12
+    assert len(result.module.get_submodule(layer).weight) == left
+
+
+def test_what_is_summed_up_is_left_out_of_the_masked_model() -> None:
+    module = built("DotProducts")
+    channels = settled(module)
+    removed = halves(channels)
+    left = next(slot.channels for slot in channels.slots if slot.name == "left.weight")
+    reference, test = masked(module, channels, removed), random_example(EXAMPLE, 0)
+    for layer in (module.left, module.right):
+        for parameter in layer.parameters():
+            parameter.data[torch.from_numpy(removed[left])] = 0
+    for slot in channels.slots:  # of the stem, which linear layers read
+        if (slot.name, slot.dim) in (("left.weight", 1), ("right.weight", 1)):
+            module.get_parameter(slot.name).data[:, torch.from_numpy(removed[slot.channels])] = 0
+    expected = module(*test.args)
+    # torch adds 1e-6 to every difference of `pairwise_distance`
+    torch.testing.assert_close(reference(*test.args), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_weight_norm_leaves_the_other_weights_as_they_are() -> None:

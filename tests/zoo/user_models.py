@@ -1131,3 +1131,115 @@ class DividedByTorch(Base):
     def middle(self, x: Tensor) -> Tensor:
         half = int(torch.div(x.shape[2], 2, rounding_mode="trunc"))
         return x.unflatten(2, (2, half)).mean(2)
+
+
+@model
+class UnitLength(Base):
+    """Places of length one, scaled for each channel (SSD), by a function or by hand; and how far they are from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.conv = nn.Parameter(torch.rand(16, 1, 1) + 0.5), nn.Conv2d(16, 16, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        unit = self.conv(F.normalize(x) * self.scale)
+        unit = unit * torch.rsqrt(unit.square().sum(1, keepdim=True) + 1e-6)
+        return unit + unit.abs().sum(1, keepdim=True)
+
+
+@model
+class DotProducts(Base):
+    """Two halves of an image meet as products and as cosines of their features."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.left, self.right = nn.Linear(16, 12), nn.Linear(16, 12)
+
+    def middle(self, x: Tensor) -> Tensor:
+        left, right = self.left(x.mean((2, 3))), self.right(x.amax((2, 3)))
+        both = [(left * right).sum(-1), F.cosine_similarity(left, right), F.pairwise_distance(left, right)]
+        both += [(left - right).pow(2).sum(-1), left.norm(dim=-1), torch.einsum("nc,nc->n", left, right.tanh())]
+        return torch.stack(both, 1)
+
+
+@model
+class Distances(Base):
+    """How far places are from prototypes."""
+
+    def __init__(self) -> None:
+        super().__init__(5)
+        self.value, self.prototypes = nn.Linear(16, 12), nn.Parameter(torch.randn(5, 12))
+
+    def middle(self, x: Tensor) -> Tensor:
+        rows = self.value(x.flatten(2).transpose(1, 2))
+        return torch.cdist(rows, self.prototypes.expand(len(x), -1, -1)).amin(1)
+
+
+@model
+class GraphAttention(Base):
+    """Scores are sums over the channels of a head (Velickovic et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__(24)
+        self.value, self.source = nn.Linear(16, 24), nn.Parameter(torch.randn(1, 2, 12))
+        self.target = nn.Parameter(torch.randn(1, 2, 12))
+
+    def middle(self, x: Tensor) -> Tensor:
+        rows = self.value(x.flatten(2).transpose(1, 2))
+        heads = rows.view(*rows.shape[:2], 2, -1)
+        scores = (heads * self.source).sum(-1)[:, :, None] + (heads * self.target).sum(-1)[:, None]
+        weights = F.leaky_relu(scores).softmax(2)
+        return torch.einsum("nijh,njhc->nihc", weights, heads).flatten(2).mean(1)
+
+
+@model
+class SumOfConstants(Base):
+    """A sum over channels of which none is zero when its filter is."""
+
+    def middle(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x - 1).sum(1, keepdim=True)
+
+
+@model
+class ConvolutionalState(Base):
+    """A state of as many channels as the image has rows, as its cell says (Shi et al. 2015)."""
+
+    class Cell(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.width, self.gates = width, nn.Conv2d(16 + width, 4 * width, 3, padding=1)
+
+        def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            state = torch.zeros(len(x), self.width, *x.shape[2:], device=x.device, dtype=x.dtype)
+            return state, state.clone()
+
+        def forward(self, x: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+            keep, write, show, new = torch.split(self.gates(torch.cat([x, state], 1)), self.width, 1)
+            memory = keep.sigmoid() * memory + write.sigmoid() * new.tanh()
+            return show.sigmoid() * memory.tanh(), memory
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.cell = self.Cell(8)
+
+    def middle(self, x: Tensor) -> Tensor:
+        state, memory = self.cell.start(x)
+        for _ in range(2):
+            state, memory = self.cell(x, state, memory)
+        return state
+
+
+@model
+class Splines(Base):
+    """Weights computed from two parameters, and a buffer for each channel that is divided by (KAN)."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.inner, self.scale = nn.Linear(16, 12), nn.Parameter(torch.rand(6, 12))
+        self.weight = nn.Parameter(torch.randn(6, 12, 5))
+        self.register_buffer("grid", torch.linspace(-2, 2, 6).repeat(12, 1))
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.inner(x.mean((2, 3))).tanh()[..., None]
+        bases = 1 / (1 + ((x - self.grid[:, :-1]) / (self.grid[:, 1:] - self.grid[:, :-1])).square())
+        return F.linear(bases.flatten(1), (self.weight * self.scale[..., None]).flatten(1))

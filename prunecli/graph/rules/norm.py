@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prunecli.graph.labels import Book, Counted, Label, Labels, Mixed, Normed, along
+from prunecli.graph.labels import Book, Counted, Label, Labels, Mixed, Normed, Sum, along
 from prunecli.graph.rules.call import RULES, Call, dims_of, rule, unknown
 from prunecli.graph.rules.pattern import BATCH_NORM, pattern
 
@@ -109,7 +109,7 @@ def _scaled(call: Call, book: Book, dim: int, affine: tuple[int, ...]) -> list[L
 
 
 def reduction(call: Call, book: Book) -> list[Labels]:
-    """A statistic over dims: channels along them stay, the others pass."""
+    """A statistic over dims: channels along them stay, or end where it is a sum; the others pass."""
     source = call.ref(0)
     if source is None:
         return unknown(call, book)
@@ -119,7 +119,9 @@ def reduction(call: Call, book: Book) -> list[Labels]:
     keepdim = bool(call.named("keepdim", False))
     passed = []
     for label in call.labels(0):
-        if book.through_norms and label.axis in reduced and not label.index_dims:
+        if label.axis in reduced and _is_sum(call):
+            book.sums.append(Sum(call.op.index, 0, label))
+        elif book.through_norms and label.axis in reduced and not label.index_dims:
             book.mixed.append(Mixed(call.op.index, label))
         elif label.axis in reduced or any(d in reduced for d in label.index_dims):
             remedy = THROUGH if label.axis in reduced and not label.index_dims else ""
@@ -133,6 +135,34 @@ def reduction(call: Call, book: Book) -> list[Labels]:
                 ids = ids.squeeze(dim)
             passed.append(Label(ids, label.axis - len(gone)))
     return [tuple(passed) for _ in call.op.outputs]
+
+
+def _is_sum(call: Call) -> bool:
+    """Whether zeros change nothing: of a norm, where its order is not negative."""
+    if call.op.name == "aten.sum":
+        return True
+    order = {"aten.linalg_vector_norm": "ord", "aten.norm": "p"}.get(call.op.name)
+    return order is not None and (call.named(order, None) or 0) >= 0
+
+
+def distance(call: Call, book: Book) -> list[Labels]:
+    """Of rows, (*, P, M) and (*, R, M) -> (*, P, R): their differences are summed over the last dim."""
+    ndim, ends, passed = len(call.out_shapes[0]), [], []
+    for argument in (0, 1):
+        for label in call.labels(argument):
+            place = label.axis - label.ids.ndim
+            if place == -1:
+                ends.append(Sum(call.op.index, argument, book.align(label)))
+            elif place == -2 and not label.index_dims:
+                passed.append(along(label.ids.reshape(-1), ndim - 2 + argument, ndim))
+            else:
+                book.freeze((label,), f"measured apart at {call.op.where}")
+    if len(ends) == 2:
+        book.tie(*(end.label.ids.reshape(-1) for end in ends))
+        book.sums.extend(ends)
+    else:
+        book.freeze(tuple(end.label for end in ends), f"meets a tensor of fixed size at {call.op.where}")
+    return [tuple(passed)]
 
 
 @rule("aten::_weight_norm_interface")
@@ -153,3 +183,4 @@ def weight_norm(call: Call, book: Book) -> list[Labels]:
 
 
 RULES |= dict.fromkeys(MIXING, mixing) | dict.fromkeys(REDUCTIONS, reduction)
+RULES |= dict.fromkeys(("aten._cdist_forward", "aten._euclidean_dist"), distance)
