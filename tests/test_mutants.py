@@ -131,8 +131,8 @@ MUTANTS = {
     ),
     "products read what is masked": Mutant(
         "surgery/select.py",
-        "    few = whole * stays.repeat(times).to(whole.dtype)",
-        "    few = whole",
+        "        few[argument] = whole * stay.repeat(times).to(whole.dtype)",
+        "        few[argument] = whole",
         "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[DoubleAttention]",
     ),
     "a group of a group norm goes in part": Mutant(
@@ -227,9 +227,33 @@ MUTANTS = {
     ),
     "a sum over several dims knows the last of them alone": Mutant(
         "surgery/select.py",
-        "        by_op.setdefault(mixed.op, []).append(mixed)",
-        "        by_op[mixed.op] = [mixed]",
+        "        by_op.setdefault(each.op, []).append(each)",
+        "        by_op[each.op] = [each]",
         "surgery/test_through_norms.py::test_a_sum_over_channels_and_places_is_of_the_channels_that_stay",
+    ),
+    "a channel that is not zero where it is summed up goes": Mutant(
+        "surgery/strip.py",
+        "        removed[channels.of(end.label.rows())[values != 0]] = False",
+        "        pass",
+        "zoo/test_user_models.py::test_a_dead_channel_goes_where_zero_is_summed_and_stays_elsewhere",
+    ),
+    "a sum reads what is masked": Mutant(
+        "surgery/select.py",
+        "_by_op([*ends, *channels.sums])",
+        "_by_op(ends)",
+        "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[GraphAttention]",
+    ),
+    "of equal sizes any is that of the channels": Mutant(
+        "graph/channels.py",
+        "    _drop_fixed_sizes(book)\n",
+        "",
+        "zoo/test_user_models.py::test_inner_channels_can_be_pruned",
+    ),
+    "a buffer that is divided by is zero in the masked model": Mutant(
+        "surgery/apply.py",
+        "writers = tensors if read.b in of_inputs else parameters",
+        "writers = tensors",
+        "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[Splines]",
     ),
     "kernels come before budgets": Mutant(
         "cost/budget.py",

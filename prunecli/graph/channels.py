@@ -66,6 +66,7 @@ class Channels:
         labels: labels of each value on the tape.
         channel_of: (ids,) the channel of each id. Channel 0 is what stays for ever.
         frozen: (channels,) may not be removed.
+        never_alone: (channels,) two stay wherever they stand in a row: a dim of length one is another thing to Python.
         reasons: why, for the channels where a reason is known.
         slots: every labelled parameter dim.
         slot_members: (slots, channels) 1 where a channel occurs in a slot.
@@ -83,6 +84,7 @@ class Channels:
     labels: dict[int, Labels]
     channel_of: Ints
     frozen: Bools
+    never_alone: Bools
     reasons: dict[int, str]
     slots: tuple[Slot, ...]
     slot_members: csr_matrix
@@ -359,7 +361,8 @@ def connect(
         reasons[channel] = f"as many must stay as are frozen elsewhere: {reasons.get(frozen_one, 'they are fixed')}"
     members = _occurrences(placed, len(frozen))
     return Channels(
-        tape, labels, channel_of, frozen, reasons, placed, members, _group(placed, members, frozen, reasons),
+        tape, labels, channel_of, frozen, np.zeros_like(frozen), reasons,
+        placed, members, _group(placed, members, frozen, reasons),
         tuple(blocks), tuple(filters.values()), tuple(aligned.values()), tuple(book.splits),
         tuple(book.mixed), tuple(book.sums), tuple(book.reads), tuple(book.pads), tuple(book.told), tuple(book.normed),
         dict(book.unknown),

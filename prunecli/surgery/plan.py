@@ -25,7 +25,8 @@ def of_each(channels: Channels, chosen: Callable[[Ints], Ints]) -> Bools:
 def repair(channels: Channels, removed: Bools, order: Ints | None = None, min_channels: int = 1) -> Bools:
     """Give back channels until the choice is legal; never removes more.
 
-    Legal: nothing frozen goes, every slot keeps `min_channels`, every row of every block keeps equally many,
+    Legal: nothing frozen goes, every slot keeps `min_channels`, every row of every block keeps equally many (of those
+    that are never alone, every slot and row two),
     every group of a convolution as many as `kernel_width` says, every aligned row a multiple of `ALIGNED`.
 
     Args:
@@ -48,7 +49,8 @@ def repair(channels: Channels, removed: Bools, order: Ints | None = None, min_ch
 def _keep_enough(channels: Channels, removed: Bools, rank: Ints, least: int) -> bool:
     changed = False
     members = channels.slot_members
-    wanted = np.minimum(least, np.diff(members.indptr))
+    pairs = members @ channels.never_alone.astype(np.int64) > 0
+    wanted = np.minimum(np.where(pairs, max(least, 2), least), np.diff(members.indptr))
     missing = wanted - members @ (~removed).astype(np.int64)
     for slot in np.flatnonzero(missing > 0):
         own = members.indices[members.indptr[slot] : members.indptr[slot + 1]].astype(np.int64)
@@ -59,7 +61,8 @@ def _keep_enough(channels: Channels, removed: Bools, rank: Ints, least: int) -> 
 def _even_out(channels: Channels, removed: Bools, rank: Ints) -> bool:
     changed = False
     for rows in channels.blocks:
-        changed |= _raise_to(int((~removed[rows]).sum(axis=1).max()), rows, removed, rank)
+        least = 2 if channels.never_alone[rows].any() else 1
+        changed |= _raise_to(max(int((~removed[rows]).sum(axis=1).max()), least), rows, removed, rank)
     for rows in channels.filters:
         most = kernel_width(int((~removed[rows]).sum(axis=1).max()))
         changed |= _raise_to(min(most, rows.shape[1]), rows, removed, rank)

@@ -110,7 +110,7 @@ def misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[s
 
 
 def settle(module: nn.Module, example: Example, channels: Channels, removed: Bools | None = None) -> Channels:
-    """Freeze the groups whose cut breaks the model.
+    """Freeze the groups whose cut breaks the model, or keep two of each of their rows where that is enough.
 
     The module in which it breaks is suspected first, then everything; bisection finds the guilty.
 
@@ -129,9 +129,14 @@ def settle(module: nn.Module, example: Example, channels: Channels, removed: Boo
     broken: dict[str, str] = {}
     while (trouble := sift.trouble(bundles)) is not None:
         guilty = sift.search(sift.near(trouble.module, bundles)) or sift.search(bundles)
+        if (wider := sift.of_two([bundle for bundle, _ in guilty])) is not None:
+            sift = wider
+            continue
         guilty += sift.twins([bundle for bundle, _ in guilty], bundles)
         broken |= {group.name: found.reason for bundle, found in guilty for group in bundle}
         bundles = [bundle for bundle in bundles if bundle[0].name not in broken]
+    if sift.channels.never_alone is not channels.never_alone:
+        channels = replace(channels, never_alone=sift.channels.never_alone)
     return channels.freeze(broken) if broken else channels
 
 
@@ -162,11 +167,28 @@ class _Sift:
 
     def trouble(self, bundles: list[Bundle]) -> Trouble | None:
         """What goes wrong when these alone are cut."""
+        removed = self.removed(bundles)
+        return trial(self.module, self.example, self.channels, removed) if removed.any() else None
+
+    def removed(self, bundles: list[Bundle]) -> Bools:
+        """(channels,) what goes when these alone are cut."""
+        return repair(self.channels, self.wish & self.inside(bundles))
+
+    def inside(self, bundles: list[Bundle]) -> Bools:
+        """(channels,) those of these bundles."""
         inside = np.zeros(self.channels.count, dtype=np.bool_)
         for group in itertools.chain(*bundles):
             inside[group.channels] = True
-        removed = repair(self.channels, self.wish & inside)
-        return trial(self.module, self.example, self.channels, removed) if removed.any() else None
+        return inside
+
+    def of_two(self, bundles: list[Bundle]) -> _Sift | None:
+        """The same with two channels at least in each row of these; None where that makes none of them sound."""
+        never_alone = self.channels.never_alone | self.inside(bundles)
+        wider = replace(self, channels=replace(self.channels, never_alone=never_alone))
+        before, after = self.removed(bundles), wider.removed(bundles)
+        if not after.any() or (before == after).all() or wider.trouble(bundles) is not None:
+            return None
+        return wider
 
     def near(self, module: str, bundles: list[Bundle]) -> list[Bundle]:
         """Those with a tensor in the module, or else in the nearest module around it."""

@@ -79,7 +79,7 @@ def test_the_states_of_recurrent_layers_can_be_pruned(name: str, state: str) -> 
     assert group.frozen == ""
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", sorted(WHOLE))
 def test_what_stays_whole_has_a_reason(name: str) -> None:
     channels = settled(built(name))
     groups = [g for g in channels.groups if "stem.weight[0]" in channels.member_names(g)]
@@ -103,7 +103,8 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
      ("UnitLength", ("stem.weight[0]", "conv.weight[0]")), ("DotProducts", ("left.weight[0]", "right.weight[0]")),
      ("Distances", ("value.weight[0]",)), ("GraphAttention", ("value.weight[0]",)),
      ("SumOfConstants", ("stem.weight[0]",)), ("ConvolutionalState", ("cell.gates.weight[0]",)),
-     ("Splines", ("inner.weight[0]",)),
+     ("Splines", ("inner.weight[0]",)), ("LinearAttention", ("query.weight[0]", "value.weight[0]")),
+     ("Retention", ("scores.weight[0]",)),
      ("Experts", tuple(f"experts.{number}.0.weight[0]" for number in range(4)))],
 )  # fmt: skip
 def test_inner_channels_can_be_pruned(name: str, tensors: tuple[str, ...]) -> None:
@@ -166,6 +167,18 @@ def test_a_dead_channel_goes_where_zero_is_summed_and_stays_elsewhere(name: str,
     result = strip(module, EXAMPLE)
     assert compare(module, result.module, [random_example(EXAMPLE, 0)], torch.float64).max_rel_error <= 1e-12
     assert len(result.module.get_submodule(layer).weight) == left
+
+
+def test_two_channels_stay_where_one_alone_would_break_it() -> None:
+    module = built("LinearAttention")
+    channels = settled(module)
+    wish = ~channels.frozen
+    found = settle(module, EXAMPLE, channels, repair(channels, wish))
+    removed = repair(found, wish)
+    smaller, _ = cut(module, found, removed)
+    assert (smaller.query.out_features, smaller.value.out_features) == (8, 8)  # of four heads
+    test = random_example(EXAMPLE, 0)
+    assert compare(masked(module, found, removed), smaller, [test], torch.float64).max_rel_error <= 1e-12
 
 
 def test_what_is_summed_up_is_left_out_of_the_masked_model() -> None:

@@ -1243,3 +1243,34 @@ class Splines(Base):
         x = self.inner(x.mean((2, 3))).tanh()[..., None]
         bases = 1 / (1 + ((x - self.grid[:, :-1]) / (self.grid[:, 1:] - self.grid[:, :-1])).square())
         return F.linear(bases.flatten(1), (self.weight * self.scale[..., None]).flatten(1))
+
+
+@model
+class LinearAttention(Base):
+    """Products that torch computes in another way where a head has one channel (Katharopoulos et al. 2020)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(16, 16) for _ in range(3))
+
+    def middle(self, x: Tensor) -> Tensor:
+        rows = x.flatten(2).transpose(1, 2)
+        query, key, value = (f(rows).unflatten(2, (4, -1)) for f in (self.query, self.key, self.value))
+        memory = torch.einsum("bnhd,bnhe->bhde", key.sigmoid(), value)
+        return torch.einsum("bnhd,bhde->bnhe", query.sigmoid(), memory).flatten(2).mean(1)
+
+
+@model
+class Retention(Base):
+    """Channels that forget at a pace of their own what lies before a place (Sun et al. 2023)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.mix = nn.Conv2d(16, 4, 1), nn.Linear(4, 16)
+        self.pace = nn.Parameter(torch.rand(4) - 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        place = torch.arange(64, device=x.device, dtype=x.dtype)
+        decay = (self.pace[:, None, None] * (place[:, None] - place)).exp().tril()
+        weights = (self.scores(x).flatten(2)[:, :, None].sigmoid() * decay).triu(-8)
+        return self.mix(weights.mean(-1).mean(-1))

@@ -53,4 +53,14 @@ def draws(call: Call, book: Book) -> list[Labels]:
     return outputs
 
 
+def triangle(call: Call, book: Book) -> list[Labels]:
+    """What lies on one side of a diagonal stays, the rest is zero: positions of the last two dims stay whole."""
+    ndim = len(call.out_shapes[0])
+    whole = tuple(label for label in call.labels(0) if label.axis >= ndim - 2)
+    book.freeze(whole, f"one side of a diagonal is taken at {call.op.where}")
+    return [call.labels(0)]
+
+
+TRIANGLES = {f"aten.{name}{end}" for name in ("tril", "triu") for end in ("", "_")}
+RULES |= dict.fromkeys(TRIANGLES, triangle)
 RULES |= dict.fromkeys(ELEMENTWISE, pointwise) | dict.fromkeys(DRAWS, draws)
