@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -9,9 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import Result
+from typer.testing import CliRunner
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
+from prunecli.cli.app import app
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +26,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def prunecli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def program(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: what libraries print is seen as well."""
     command = [sys.executable, "-m", "prunecli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
+def prunecli(*arguments: str, cwd: Path | None = None) -> Result:
+    """In this process, which is ten times as fast."""
+    with contextlib.chdir(cwd or "."):
+        return CliRunner().invoke(app, arguments)
+
+
 def test_json_is_one_clean_document(checkpoint: str) -> None:
-    found = prunecli("analyze", checkpoint, "--json")
+    found = program("analyze", checkpoint, "--json")
     facts = json.loads(found.stdout)
     wanted = "model format arch input params nonzero sparsity flops bytes groups layers accuracy"
     assert set(wanted.split()) <= facts.keys()
@@ -37,9 +48,9 @@ def test_json_is_one_clean_document(checkpoint: str) -> None:
 
 
 def test_a_failed_check_names_the_figure(checkpoint: str) -> None:
-    assert prunecli("analyze", checkpoint, "--check", "flops<=3M").returncode == 0
+    assert prunecli("analyze", checkpoint, "--check", "flops<=3M").exit_code == 0
     failed = prunecli("analyze", checkpoint, "--check", "flops<=2M", "--check", "params<=1", "--json", "-q")
-    assert failed.returncode == 1
+    assert failed.exit_code == 1
     assert "flops<=2M: flops is 2692736" in failed.stderr
     assert "params<=1: params is 112106" in failed.stderr
     assert json.loads(failed.stdout)["flops"] == 2692736
@@ -55,7 +66,7 @@ def test_several_models_and_a_page(checkpoint: str, tmp_path: Path) -> None:
 
 
 def test_prune_prints_the_path_alone(checkpoint: str, tmp_path: Path) -> None:
-    found = prunecli("prune", checkpoint, "--recipe", "magnitude-flops50", cwd=tmp_path)
+    found = program("prune", checkpoint, "--recipe", "magnitude-flops50", cwd=tmp_path)
     assert found.returncode == 0
     assert found.stdout == "m-magnitude-flops50.safetensors\n"
     assert "verified" in found.stderr
@@ -69,7 +80,7 @@ def test_prune_prints_the_path_alone(checkpoint: str, tmp_path: Path) -> None:
 
 def test_nothing_removed_is_status_one(checkpoint: str, tmp_path: Path) -> None:
     found = prunecli("prune", checkpoint, "--recipe", "strip", cwd=tmp_path)
-    assert found.returncode == 1
+    assert found.exit_code == 1
     assert found.stderr.count("nothing was removed") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -77,7 +88,7 @@ def test_nothing_removed_is_status_one(checkpoint: str, tmp_path: Path) -> None:
 def test_a_training_that_nothing_comes_before_does_not_begin(checkpoint: str, tmp_path: Path) -> None:
     flags = ["--data", "digits", "--set", "train.epochs=1", "--set", "train.lr=0.01"]
     found = prunecli("prune", checkpoint, "--recipe", "strip", *flags, cwd=tmp_path)
-    assert found.returncode == 1
+    assert found.exit_code == 1
     assert "nothing was removed" in found.stderr
     assert "epoch" not in found.stderr
     assert list(tmp_path.iterdir()) == []
@@ -87,9 +98,9 @@ def test_finetune_takes_its_data_from_the_recipe(checkpoint: str, tmp_path: Path
     recipe, output = tmp_path / "r.yaml", tmp_path / "o.safetensors"
     recipe.write_text("version: 1\ndata: digits\ntrain: {epochs: 0}\n")
     asked = ("finetune", checkpoint, "-o", str(output))
-    assert prunecli(*asked, "--recipe", str(recipe)).returncode == 0
+    assert prunecli(*asked, "--recipe", str(recipe)).exit_code == 0
     refused = prunecli(*asked)
-    assert (refused.returncode, refused.stderr.splitlines()[0]) == (2, "error: no data is given")
+    assert (refused.exit_code, refused.stderr.splitlines()[0]) == (2, "error: no data is given")
 
 
 def test_why_explains_both_sides(checkpoint: str) -> None:
@@ -113,7 +124,7 @@ def test_recipes(tmp_path: Path) -> None:
         r["name"] for r in listed
     }
     (tmp_path / "mine.yaml").write_text(shown)
-    assert prunecli("prune", "digits_net", "--recipe", "mine.yaml", "--dry-run", cwd=tmp_path).returncode == 1
+    assert prunecli("prune", "digits_net", "--recipe", "mine.yaml", "--dry-run", cwd=tmp_path).exit_code == 1
 
 
 def test_interrupted_is_130(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

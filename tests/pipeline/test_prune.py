@@ -222,7 +222,7 @@ def test_real_checkpoints_are_recognised(checkpoints: Path) -> None:
 
 
 def recovered(checkpoint: str, output: Path, by: str, **fields: object) -> PruneFacts:
-    given = {"data": "fake:3x32x32", "recover": {"by": by, "images": 256}} | fields
+    given = {"data": "fake:3x32x32", "recover": {"by": by, "images": 64}} | fields
     return prunecli.prune(recipe(**given), checkpoint, output)
 
 

@@ -18,7 +18,7 @@ DIGITS = Path(__file__).parents[2] / "recipes" / "digits.safetensors"
 SHORT = {"epochs": 1, "batch_size": 64, "validation": 0.0, "save_seconds": 0}
 RECIPES = {
     "str": {"method": {"name": "str"}, "budget": {"sparsity": 0.8}, "train": {**SHORT, "epochs": 3}},
-    "selfsup": {"method": {"name": "selfsup", "pretext": SHORT}, "budget": {"sparsity": 0.6}, "train": SHORT},
+    "selfsup": {"method": {"name": "selfsup", "pretext": SHORT}, "budget": {"sparsity": 0.36}, "train": SHORT},
     "iterative": {
         "method": {"name": "magnitude"}, "budget": {"flops": 0.5, "iterative": {"steps": 3}},
         "train": {**SHORT, "epochs": 3},

@@ -84,7 +84,7 @@ class Recurrent(Base):
         self.lstm = nn.LSTM(16, 10, batch_first=True)
 
     def middle(self, x: Tensor) -> Tensor:
-        return self.lstm(x.flatten(2).transpose(1, 2))[0][:, -1]
+        return self.lstm(x.mean(3).transpose(1, 2))[0][:, -1]
 
 
 @model
@@ -94,7 +94,7 @@ class Gated(Base):
         self.gru = nn.GRU(16, 10, batch_first=True, bidirectional=False)
 
     def middle(self, x: Tensor) -> Tensor:
-        return self.gru(x.flatten(2).transpose(1, 2))[0].mean(1)
+        return self.gru(x.mean(3).transpose(1, 2))[0].mean(1)
 
 
 @model
@@ -104,7 +104,7 @@ class BothWays(Base):
         self.gru = nn.GRU(16, 10, num_layers=2, bidirectional=True)
 
     def middle(self, x: Tensor) -> Tensor:
-        return self.gru(x.flatten(2).permute(2, 0, 1))[0][-1]
+        return self.gru(x.mean(3).permute(2, 0, 1))[0][-1]
 
 
 @model
@@ -118,7 +118,7 @@ class Projected(Base):
     def middle(self, x: Tensor) -> Tensor:
         n, wide = len(x), self.lstm.hidden_size
         state = x.new_zeros(1, n, self.lstm.proj_size), x.new_zeros(1, n, wide)
-        return self.lstm(x.flatten(2).transpose(1, 2), state)[0][:, -1]
+        return self.lstm(x.mean(3).transpose(1, 2), state)[0][:, -1]
 
 
 @model
@@ -132,7 +132,7 @@ class ToldState(Base):
 
     def middle(self, x: Tensor) -> Tensor:
         state = torch.zeros(self.layers, len(x), self.width, device=x.device, dtype=x.dtype)
-        return self.gru(x.flatten(2).transpose(1, 2), state)[0][:, -1]
+        return self.gru(x.mean(3).transpose(1, 2), state)[0][:, -1]
 
 
 @model
