@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.optimize import lsq_linear
 
 from prunecli.arrays import Floats
 from prunecli.checkpoint.read import read
@@ -93,6 +92,8 @@ def _by_place(keep: Mapping[str, float], sizes: Mapping[str, int], layers: Layer
     rows = [[sizes[place] * (layer in layers[place]) for place in places] for layer in keep]
     wanted = [share * sum(row) for share, row in zip(keep.values(), rows, strict=True)]
     ridge = 1e-4 * np.eye(len(places))
+    from scipy.optimize import lsq_linear  # a quarter of a second
+
     found = lsq_linear(np.vstack([rows, ridge]), np.concatenate([wanted, 1e-4 * guess]), bounds=(0, 1)).x
     return dict(zip(places, found.tolist(), strict=True))
 

@@ -11,7 +11,6 @@ from functools import cache, partial
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import nn
 
 from prunecli.arrays import Bools, Floats
@@ -101,6 +100,8 @@ def fitted(module: nn.Module, example: Example, channels: Channels) -> Polynomia
 def _fit(work_done: Sequence[float], nanoseconds: Sequence[float]) -> tuple[float, float]:
     scale = max(*work_done, 1.0)
     design = np.stack([np.ones(len(work_done)), np.asarray(work_done) / scale], axis=1)
+    from scipy.optimize import nnls  # a quarter of a second
+
     (offset, slope), _ = nnls(design, np.asarray(nanoseconds))
     return float(offset), float(slope / scale)
 

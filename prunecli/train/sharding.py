@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from prunecli.graph.copying import copied
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 
 def shard(module: nn.Module, device: torch.device) -> None:
@@ -20,6 +23,8 @@ def shard(module: nn.Module, device: torch.device) -> None:
 
     Blocks move to the device one after the other, so that only a part of the model has to fit there.
     """
+    from torch.distributed.fsdp import fully_shard  # most of a second, which few runs need
+
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in (*_blocks(module), module):
         fully_shard(block, mesh=mesh)
@@ -33,19 +38,25 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this process holds only a part of it."""
-    return isinstance(module, FSDPModule)
+    """Whether this process holds only a part of it; nothing is before torch's part for that was loaded."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+
+
+def _is_part(value: object) -> TypeGuard[DTensor]:
+    tensors = sys.modules.get("torch.distributed.tensor")
+    return tensors is not None and isinstance(value, tensors.DTensor)
 
 
 def sum_gradients(module: nn.Module, together: bool) -> None:
     """Whether the next backward pass ends in a sum over processes, where the module is in parts."""
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(together)
+    if is_sharded(module):
+        cast("FSDPModule", module).set_requires_gradient_sync(together)
 
 
 def whole(tree: Any) -> Any:
     """Nested containers with every tensor as a whole; all processes have to ask at the same time."""
-    if isinstance(tree, DTensor):
+    if _is_part(tree):
         return tree.full_tensor()
     if isinstance(tree, Mapping):
         return {name: whole(value) for name, value in tree.items()}
@@ -56,8 +67,10 @@ def whole(tree: Any) -> Any:
 
 def part_of(tensor: Tensor, like: Tensor) -> Tensor:
     """What this process holds of a whole tensor that is laid out as another one; all of it where that one is whole."""
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    if not _is_part(like) or tensor.shape != like.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     mesh = like.device_mesh
     return distribute_tensor(tensor.to(mesh.device_type), mesh, like.placements, src_data_rank=None)
 
