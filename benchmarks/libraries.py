@@ -1,6 +1,9 @@
-"""Networks of ultralytics and diffusers: every group halved, then a random cut, each compared with the masked model.
+"""Networks of other libraries: every group halved, then a random cut, each compared with the masked model.
 
-pip install ultralytics diffusers && python benchmarks/libraries.py [NAME ...]
+pip install ultralytics diffusers segmentation-models-pytorch monai vit-pytorch
+python benchmarks/libraries.py [NAME ...]
+
+A library that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ import argparse
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -218,15 +223,142 @@ def yolo(name: str) -> nn.Module:
     return network
 
 
-def networks() -> Iterator[tuple[str, Callable[[], nn.Module], tuple[Tensor, ...]]]:
-    """Name, how to build it, and one input."""
-    import diffusers
+SEGMENTATION = (
+    *((decoder, "resnet18") for decoder in ("Unet", "UnetPlusPlus", "MAnet", "Linknet", "FPN", "DeepLabV3",
+                                            "DeepLabV3Plus", "PAN", "UPerNet", "Segformer")),
+    *(("Unet", encoder) for encoder in ("mobilenet_v2", "efficientnet-b0", "timm-regnetx_002", "mit_b0", "densenet121",
+                                        "vgg11_bn", "se_resnet50", "dpn68", "xception", "inceptionv4", "mobileone_s0")),
+)  # fmt: skip
 
+PLACES = {"spatial_dims": 3, "in_channels": 1}
+LEVELS = {"out_channels": 2, "channels": (8, 16, 32), "strides": (2, 2)}
+BASIC = {"out_channels": 2, "features": (8, 8, 16, 32, 64, 8)}
+PATCHES = {"img_size": (32, 32), "hidden_size": 48, "mlp_dim": 96, "num_heads": 4}
+MONAI: dict[str, tuple[dict[str, Any], int]] = {  # and how many dims of places
+    "UNet": ({**PLACES, **LEVELS, "num_res_units": 2}, 3),
+    "AttentionUnet": ({**PLACES, **LEVELS}, 3),
+    "BasicUNet": ({**PLACES, **BASIC}, 3),
+    "BasicUNetPlusPlus": ({**PLACES, **BASIC, "spatial_dims": 2}, 2),
+    "DynUNet": (
+        {
+            **PLACES, "out_channels": 2, "kernel_size": [3] * 4, "strides": [1, 2, 2, 2], "filters": [8, 16, 32, 32],
+            "upsample_kernel_size": [2] * 3, "deep_supervision": True, "res_block": True,
+        },
+        3,
+    ),
+    "SegResNet": ({"init_filters": 8}, 3),
+    "SegResNetVAE": ({"input_image_size": (32,) * 3, "init_filters": 8}, 3),
+    "SegResNetDS": ({"init_filters": 8}, 3),
+    "VNet": ({"out_channels": 2}, 3),
+    "HighResNet": ({**PLACES, "out_channels": 2}, 3),
+    "UNETR": ({**PATCHES, "in_channels": 1, "out_channels": 2, "img_size": (32,) * 3, "feature_size": 8}, 3),
+    "DenseNet121": ({**PLACES, "out_channels": 2}, 3),
+    "SEResNet50": ({"spatial_dims": 2, "in_channels": 1, "num_classes": 3}, 2),
+    "AutoEncoder": ({**LEVELS, "spatial_dims": 2, "in_channels": 1, "out_channels": 1, "strides": (2, 2, 2)}, 2),
+    "VarAutoEncoder": (
+        {
+            "spatial_dims": 2, "in_shape": (1, 32, 32), "out_channels": 1, "latent_size": 8, "channels": (8, 16),
+            "strides": (2, 2),
+        },
+        2,
+    ),
+    "ViT": ({**PATCHES, "in_channels": 1, "patch_size": (8, 8), "num_layers": 2, "spatial_dims": 2}, 2),
+    "Discriminator": ({"in_shape": (1, 32, 32), "channels": (8, 16, 32), "strides": (2, 2, 2)}, 2),
+    "Quicknat": ({"num_classes": 3, "num_channels": 1, "num_filters": 8}, 2),
+}  # fmt: skip
+
+VIT = {"image_size": 64, "patch_size": 16, "num_classes": 5, "dim": 48, "depth": 2, "heads": 4, "mlp_dim": 96}
+FOUR = {"num_classes": 5, "dim": (16, 32, 48, 64), "depth": (1, 1, 1, 1)}
+VITS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        (
+            "vit.ViT", "simple_vit.SimpleViT", "deepvit.DeepViT", "parallel_vit.ViT", "learnable_memory_vit.ViT",
+            "rvt.RvT", "vit_for_small_dataset.ViT", "simple_flash_attn_vit.SimpleViT", "normalized_vit.nViT",
+            "simple_vit_with_qk_norm.SimpleViT", "simple_vit_with_register_tokens.SimpleViT",
+            "simple_vit_with_value_residual.SimpleViT",
+        ),
+        VIT,
+    ),
+    "cait.CaiT": {**VIT, "cls_depth": 1},
+    "xcit.XCiT": {**VIT, "cls_depth": 1, "local_patch_kernel_size": 3},
+    "ats_vit.ViT": {**VIT, "max_tokens_per_depth": (8, 4)},
+    "pit.PiT": {**VIT, "patch_size": 8, "depth": (1, 1)},
+    "levit.LeViT": {
+        "image_size": 64, "num_classes": 5, "stages": 2, "dim": (48, 64), "depth": 1, "heads": (2, 4), "mlp_mult": 2,
+    },
+    "nest.NesT": {
+        "image_size": 64, "patch_size": 4, "dim": 16, "heads": 2, "num_hierarchies": 3, "block_repeats": (1, 1, 1),
+        "num_classes": 5,
+    },
+    "mobile_vit.MobileViT": {
+        "image_size": (64, 64), "dims": [16, 24, 32], "channels": [8, 8, 12, 12, 16, 16, 20, 20, 24, 24, 32],
+        "num_classes": 5, "depths": (1, 1, 1),
+    },
+    "max_vit.MaxViT": {
+        "num_classes": 5, "dim_conv_stem": 16, "dim": 16, "dim_head": 8, "depth": (1, 1), "window_size": 4,
+        "mbconv_expansion_rate": 2, "mbconv_shrinkage_rate": 0.25,
+    },
+    "regionvit.RegionViT": {**FOUR, "window_size": 2},
+    "scalable_vit.ScalableViT": {
+        **FOUR, "dim": 16, "heads": (2,) * 4, "ssa_dim_key": (8,) * 4, "reduction_factor": (4, 2, 2, 1),
+        "window_size": (8, 4, None, None),
+    },
+}  # fmt: skip
+
+Found = Iterator[tuple[str, Callable[[], nn.Module], tuple[Tensor, ...]]]
+
+
+def of_ultralytics() -> Found:
+    """Detection, segmentation, classification, poses, rotated boxes."""
     for name in YOLO:
-        yield f"ultralytics {name}", lambda name=name: yolo(name), (torch.randn(1, 3, 160, 160),)  # type: ignore[misc]
+        yield name, partial(yolo, name), (torch.randn(1, 3, 160, 160),)
+
+
+def of_diffusers() -> Found:
+    """Networks and autoencoders that images are made with."""
+    library = import_module("diffusers")
     for name, known in DIFFUSERS.items():
-        build = lambda n=name, k=known: Called(getattr(diffusers, n)(**k.config), k.call)  # noqa: E731
-        yield f"diffusers {name}", build, known.inputs
+        yield name, lambda n=name, k=known: Called(getattr(library, n)(**k.config), k.call), known.inputs  # type: ignore[misc]
+
+
+def of_segmentation_models() -> Found:
+    """Every decoder on one encoder, and encoders of many families under one decoder."""
+    library = import_module("segmentation_models_pytorch")
+    for decoder, encoder in SEGMENTATION:
+        build = partial(getattr(library, decoder), encoder, encoder_weights=None, classes=2)
+        yield f"{decoder} {encoder}", build, (torch.randn(1, 3, 128, 128),)
+
+
+def of_monai() -> Found:
+    """Medical images, most of them volumes."""
+    library = import_module("monai.networks.nets")
+    for name, (options, places) in MONAI.items():
+        yield name, partial(getattr(library, name), **options), (torch.randn(1, 1, *[32] * places),)
+
+
+def of_vit_pytorch() -> Found:
+    """Vision transformers of many papers."""
+    for name, options in VITS.items():
+        module, _, kind = name.partition(".")
+        build = partial(getattr(import_module(f"vit_pytorch.{module}"), kind), **options)
+        yield name, build, (torch.randn(1, 3, 64, 64),)
+
+
+LIBRARIES: dict[str, Callable[[], Found]] = {
+    "ultralytics": of_ultralytics,
+    "diffusers": of_diffusers,
+    "segmentation-models-pytorch": of_segmentation_models,
+    "monai": of_monai,
+    "vit-pytorch": of_vit_pytorch,
+}
+
+
+def installed(library: str) -> str:
+    """Its version, empty where it is not there."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
 
 
 def check(module: nn.Module, example: Example) -> tuple[float, float]:
@@ -252,11 +384,20 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="parts of names")
     names = parser.parse_args().names
     warnings.simplefilter("ignore")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("prunecli", "torch", "ultralytics", "diffusers"))
-    print(f"{versions}\n| network | params | left after halving | largest error | |\n| --- | --- | --- | --- | --- |")
-    passed: dict[str, list[bool]] = {}
-    for name, build, inputs in networks():
-        if names and not any(part in name for part in names):
+    there = {library: installed(library) for library in ("prunecli", "torch", *LIBRARIES)}
+    print(", ".join(f"{library} {known or 'is not installed'}" for library, known in there.items()))
+    print("| network | params | left after halving | largest error | |\n| --- | --- | --- | --- | --- |")
+    passed = {library: rows(library, names) for library in LIBRARIES if there[library]}
+    for library, found in passed.items():
+        if found:
+            print(f"{library}: {sum(found)} of {len(found)}")
+
+
+def rows(library: str, parts: list[str]) -> list[bool]:
+    """Print what becomes of the networks of a library whose names hold some of these parts; which of them pass."""
+    passed = []
+    for name, build, inputs in LIBRARIES[library]():
+        if parts and not any(part in f"{library} {name}" for part in parts):
             continue
         torch.manual_seed(0)
         module, example = widest(build().eval(), Example(inputs))
@@ -267,10 +408,9 @@ def main() -> None:
             figures = f"{left:.0%} | {error:.0e}"
         except Exception as problem:
             state, figures = summary(problem), " | "
-        passed.setdefault(name.partition(" ")[0], []).append(state.startswith("ok"))
-        print(f"| {name} | {params / 1e6:.2f} M | {figures} | {state} |", flush=True)
-    for library, found in passed.items():
-        print(f"{library}: {sum(found)} of {len(found)}")
+        passed.append(state.startswith("ok"))
+        print(f"| {library} {name} | {params / 1e6:.2f} M | {figures} | {state} |", flush=True)
+    return passed
 
 
 if __name__ == "__main__":
