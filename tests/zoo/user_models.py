@@ -1274,3 +1274,17 @@ class Retention(Base):
         decay = (self.pace[:, None, None] * (place[:, None] - place)).exp().tril()
         weights = (self.scores(x).flatten(2)[:, :, None].sigmoid() * decay).triu(-8)
         return self.mix(weights.mean(-1).mean(-1))
+
+
+@model
+class Bases(Base):
+    """Each input of a layer becomes some functions of it, and a sum runs over both (FastKAN)."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        self.inner, self.centres = nn.Linear(16, 12), nn.Parameter(torch.linspace(-1, 1, 5))
+        self.weight = nn.Parameter(torch.randn(12, 6, 5))
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = self.inner(x.mean((2, 3)))
+        return torch.einsum("nid,iod->no", (-(x[..., None] - self.centres).square()).exp(), self.weight)

@@ -140,13 +140,13 @@ def _bounds(call: Call, size: int) -> list[int]:
 
 
 def _one_per_axis(call: Call, book: Book, labels: list[Label]) -> Labels:
-    """Where dims become one, the outer one that may lose channels keeps them; the others stay as they are."""
+    """Where dims become one, the longest one that may lose channels keeps them; the others stay as they are."""
     by_axis: dict[int, list[Label]] = {}
     for label in labels:
         by_axis.setdefault(label.axis, []).append(label)
     for found in by_axis.values():
         if len(found) > 1:
-            found.sort(key=book.is_frozen)
+            found.sort(key=lambda label: (book.is_frozen(label), -len(label.ids.unique())))
             book.freeze(tuple(found[1:]), f"two channel dims become one at {call.op.where}")
     return tuple(found[0] for found in by_axis.values())
 
