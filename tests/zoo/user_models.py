@@ -1164,7 +1164,7 @@ class DotProducts(Base):
 
 @model
 class Distances(Base):
-    """How far places are from prototypes."""
+    """How far places are from prototypes; torch has one op for many rows and one for few."""
 
     def __init__(self) -> None:
         super().__init__(5)
@@ -1172,7 +1172,8 @@ class Distances(Base):
 
     def middle(self, x: Tensor) -> Tensor:
         rows = self.value(x.flatten(2).transpose(1, 2))
-        return torch.cdist(rows, self.prototypes.expand(len(x), -1, -1)).amin(1)
+        prototypes = self.prototypes.expand(len(x), -1, -1)
+        return torch.cdist(rows, prototypes).amin(1) + torch.cdist(rows[:, :4], prototypes).amin(1)
 
 
 @model
