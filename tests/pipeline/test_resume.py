@@ -26,7 +26,9 @@ RECIPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["str", "selfsup", pytest.param("iterative", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["selfsup", *(pytest.param(name, marks=pytest.mark.slow) for name in ("str", "iterative"))]
+)
 def test_a_killed_run_is_continued_to_the_same_file(name: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"version": 1, "data": "digits", **RECIPES[name]}))
