@@ -85,6 +85,8 @@ def _by_place(keep: Mapping[str, float], sizes: Mapping[str, int], layers: Layer
 
     Least squares over all layers within [0, 1]; what they leave open stays near the mean of the layers' shares.
     """
+    from scipy.optimize import lsq_linear  # a quarter of a second
+
     places = [place for place in sizes if any(layer in keep for layer in layers[place])]
     if not places:
         return {}
@@ -92,8 +94,6 @@ def _by_place(keep: Mapping[str, float], sizes: Mapping[str, int], layers: Layer
     rows = [[sizes[place] * (layer in layers[place]) for place in places] for layer in keep]
     wanted = [share * sum(row) for share, row in zip(keep.values(), rows, strict=True)]
     ridge = 1e-4 * np.eye(len(places))
-    from scipy.optimize import lsq_linear  # a quarter of a second
-
     found = lsq_linear(np.vstack([rows, ridge]), np.concatenate([wanted, 1e-4 * guess]), bounds=(0, 1)).x
     return dict(zip(places, found.tolist(), strict=True))
 

@@ -98,10 +98,10 @@ def fitted(module: nn.Module, example: Example, channels: Channels) -> Polynomia
 
 
 def _fit(work_done: Sequence[float], nanoseconds: Sequence[float]) -> tuple[float, float]:
-    scale = max(*work_done, 1.0)
-    design = np.stack([np.ones(len(work_done)), np.asarray(work_done) / scale], axis=1)
     from scipy.optimize import nnls  # a quarter of a second
 
+    scale = max(*work_done, 1.0)
+    design = np.stack([np.ones(len(work_done)), np.asarray(work_done) / scale], axis=1)
     (offset, slope), _ = nnls(design, np.asarray(nanoseconds))
     return float(offset), float(slope / scale)
 

@@ -284,9 +284,7 @@ def _drop_fixed_sizes(book: Book) -> None:
     if not any(map(is_unclear, book.told)):
         return
     channel_of = components(book.next_id, book.ties)
-    frozen = np.zeros(int(channel_of.max()) + 1, dtype=np.bool_)
-    for freeze in book.freezes:
-        frozen[channel_of[freeze.ids.numpy()]] = True
+    frozen = _first_freezes(book, channel_of) < len(book.freezes)
     for number, told in enumerate(book.told):
         ids = (None if own is None or frozen[channel_of[own.numpy()]].all() else own for own in told.ids)
         book.told[number] = replace(told, ids=tuple(ids)) if is_unclear(told) else told
@@ -344,9 +342,7 @@ def connect(
 ) -> Channels:
     """Connected components of all ties."""
     channel_of = components(book.next_id, book.ties)
-    first = np.full(int(channel_of.max()) + 1, len(book.freezes))  # the first freeze of each channel, if any
-    for number, freeze in reversed([*enumerate(book.freezes)]):
-        first[channel_of[freeze.ids.numpy()]] = number
+    first = _first_freezes(book, channel_of)
     frozen = first < len(book.freezes)
     reasons = {channel: book.freezes[first[channel]].reason for channel in np.flatnonzero(frozen).tolist()}
     frozen[0] = True
@@ -367,6 +363,14 @@ def connect(
         tuple(book.mixed), tuple(book.sums), tuple(book.reads), tuple(book.pads), tuple(book.told), tuple(book.normed),
         dict(book.unknown),
     )  # fmt: skip
+
+
+def _first_freezes(book: Book, channel_of: Ints) -> Ints:
+    """(channels,) the number of the first freeze of each channel; that of freezes in all where it has none."""
+    first = np.full(int(channel_of.max()) + 1, len(book.freezes))
+    for number, freeze in reversed([*enumerate(book.freezes)]):
+        first[channel_of[freeze.ids.numpy()]] = number
+    return first
 
 
 def components(count: int, ties: Sequence[tuple[torch.Tensor, ...]]) -> Ints:

@@ -15,9 +15,8 @@ from prunecli.graph.channels import Channels
 from prunecli.graph.tape import Example
 from prunecli.methods.base import select
 from prunecli.recipe.schema import Budget
+from prunecli.surgery.plan import PAIR
 from prunecli.surgery.probe import Restrict, one_of_each, settle, survey
-
-LEAST = 2  # channels of a layer: a dim of length 1 is broadcast, and no longer told from a constant
 
 
 def excluding(module: nn.Module, patterns: list[str]) -> Restrict:
@@ -122,7 +121,7 @@ def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Res
     cost = COSTS[budget.unit](module, channels)
     whole = float(cost.terms(np.ones(channels.count)).sum())
     amount = budget.amount * whole if budget.amount <= 1 else budget.amount
-    return Widths(channels, cost, amount, budget.unit, max(LEAST, min_channels))
+    return Widths(channels, cost, amount, budget.unit, max(PAIR, min_channels))
 
 
 def _read_without_weights(channels: Channels) -> set[int]:

@@ -164,7 +164,7 @@ def _matmul(op: Op, tape: Tape, fields: Fields) -> Field:
     return squeeze(value.masked_fill(unknown, torch.nan))
 
 
-def _products(op: Op, tape: Tape, fields: Fields) -> Field:
+def _batched_matmul(op: Op, tape: Tape, fields: Fields) -> Field:
     """Of two activations, (B, N, K) and (B, K, M): zero where a row or a column is, such as a value of attention."""
     rows = (field_of(tape, fields, op.args[0]) == 0).all(2, keepdim=True)
     columns = (field_of(tape, fields, op.args[1]) == 0).all(1, keepdim=True)
@@ -267,7 +267,7 @@ VALUES: dict[str, Callable[[Op, Tape, Fields], Field]] = {
     "aten.convolution": _convolution,
     "aten.addmm": _matmul,
     "aten.mm": _matmul,
-    "aten.bmm": _products,
+    "aten.bmm": _batched_matmul,
     "aten.native_batch_norm": _batch_norm,
     "aten.native_group_norm": _group_norm,
     "aten._weight_norm_interface": _weight_norm,

@@ -10,6 +10,7 @@ from prunecli.arrays import Bools, Ints
 from prunecli.graph.channels import Channels
 from prunecli.surgery.pace import kernel_width
 
+PAIR = 2  # a dim of length 1 is broadcast, and no longer told from a constant
 ALIGNED = 8  # numbers of two bytes in the 16 that grouped matrix products step by
 
 
@@ -50,7 +51,7 @@ def _keep_enough(channels: Channels, removed: Bools, rank: Ints, least: int) -> 
     changed = False
     members = channels.slot_members
     pairs = members @ channels.never_alone.astype(np.int64) > 0
-    wanted = np.minimum(np.where(pairs, max(least, 2), least), np.diff(members.indptr))
+    wanted = np.minimum(np.where(pairs, max(least, PAIR), least), np.diff(members.indptr))
     missing = wanted - members @ (~removed).astype(np.int64)
     for slot in np.flatnonzero(missing > 0):
         own = members.indices[members.indptr[slot] : members.indptr[slot + 1]].astype(np.int64)
@@ -61,7 +62,7 @@ def _keep_enough(channels: Channels, removed: Bools, rank: Ints, least: int) -> 
 def _even_out(channels: Channels, removed: Bools, rank: Ints) -> bool:
     changed = False
     for rows in channels.blocks:
-        least = 2 if channels.never_alone[rows].any() else 1
+        least = PAIR if channels.never_alone[rows].any() else 1
         changed |= _raise_to(max(int((~removed[rows]).sum(axis=1).max()), least), rows, removed, rank)
     for rows in channels.filters:
         most = kernel_width(int((~removed[rows]).sum(axis=1).max()))

@@ -129,10 +129,11 @@ def settle(module: nn.Module, example: Example, channels: Channels, removed: Boo
     broken: dict[str, str] = {}
     while (trouble := sift.trouble(bundles)) is not None:
         guilty = sift.search(sift.near(trouble.module, bundles)) or sift.search(bundles)
-        if (wider := sift.of_two([bundle for bundle, _ in guilty])) is not None:
+        suspects = [bundle for bundle, _ in guilty]
+        if (wider := sift.of_two(suspects)) is not None:
             sift = wider
             continue
-        guilty += sift.twins([bundle for bundle, _ in guilty], bundles)
+        guilty += sift.twins(suspects, bundles)
         broken |= {group.name: found.reason for bundle, found in guilty for group in bundle}
         bundles = [bundle for bundle in bundles if bundle[0].name not in broken]
     if sift.channels.never_alone is not channels.never_alone:
@@ -182,7 +183,7 @@ class _Sift:
         return inside
 
     def of_two(self, bundles: list[Bundle]) -> _Sift | None:
-        """The same with two channels at least in each row of these; None where that makes none of them sound."""
+        """The same with two channels at least in each row of these; None where nothing goes then, or it breaks."""
         never_alone = self.channels.never_alone | self.inside(bundles)
         wider = replace(self, channels=replace(self.channels, never_alone=never_alone))
         before, after = self.removed(bundles), wider.removed(bundles)

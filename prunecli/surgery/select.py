@@ -1,5 +1,5 @@
-"""A model whose statistics over channels, and whose products of activations, leave some channels out: the reference for
-cuts through layer norms and through attention.
+"""A model whose statistics and sums over channels, and whose products of activations, leave some channels out: the
+reference for cuts through layer norms, through sums and through attention.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Plan = dict[tuple[str, int], Callable[[Any, Any, Any], Any]]
 
 
 def selecting(module: nn.Module, channels: Channels, removed: Bools, products: Sequence[Read]) -> nn.Module:
-    """`module` with statistics over the channels that stay, and without the others in sums and some products of them.
+    """`module` with statistics over the channels that stay, and without the others in sums and some products.
 
     It is itself where none of these is concerned.
     """

@@ -38,14 +38,17 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether this process holds only a part of it; nothing is before torch's part for that was loaded."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and isinstance(module, fsdp.FSDPModule)
+    """Whether this process holds only a part of it."""
+    return _is_a("torch.distributed.fsdp", "FSDPModule", module)
 
 
 def _is_part(value: object) -> TypeGuard[DTensor]:
-    tensors = sys.modules.get("torch.distributed.tensor")
-    return tensors is not None and isinstance(value, tensors.DTensor)
+    return _is_a("torch.distributed.tensor", "DTensor", value)
+
+
+def _is_a(place: str, kind: str, value: object) -> bool:
+    """`isinstance` of a class that takes long to load: before it is, nothing is one."""
+    return place in sys.modules and isinstance(value, getattr(sys.modules[place], kind))
 
 
 def sum_gradients(module: nn.Module, together: bool) -> None:
