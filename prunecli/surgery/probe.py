@@ -60,7 +60,8 @@ class _Attempt:
     @property
     def free(self) -> int:
         """How many rows and columns of parameters can go."""
-        return sum(int((~self.channels.frozen[slot.channels]).sum()) for slot in self.channels.slots)
+        free = ~self.channels.frozen
+        return sum(int(np.count_nonzero(free[slot.channels])) for slot in self.channels.slots)
 
 
 @uncollected()
@@ -101,7 +102,7 @@ def survey(
 
 def misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[str]:
     """Modules that tell an op the size of channels whose cut broke the model, and have an attribute of that size."""
-    suspects = (replace(told, one_by_one=True) for told in channels.told)
+    suspects = (replace(told, one_by_one=True) for told in channels.told if broken.any())
     return frozenset(
         told.module
         for told in suspects
