@@ -109,11 +109,6 @@ class Op:
         """The op without its overload: ``aten.convolution``."""
         return packet_name(self.func)
 
-    def named(self, name: str, default: Any) -> Any:
-        """The argument of that name, `default` where it is not given."""
-        names = (argument.name for argument in self.func._schema.arguments)
-        return {**dict(zip(names, self.args, strict=False)), **self.kwargs}.get(name, default)
-
     @property
     def where(self) -> str:
         """For messages: module path, op and source line, which a module of torch's own has none of."""

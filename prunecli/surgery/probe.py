@@ -102,7 +102,7 @@ def survey(
 
 def misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[str]:
     """Modules that tell an op the size of channels whose cut broke the model, and have an attribute of that size."""
-    suspects = (replace(told, one_by_one=True) for told in channels.told if broken.any())
+    suspects = (replace(told, one_by_one=True) for told in channels.told)
     return frozenset(
         told.module
         for told in suspects

@@ -16,27 +16,16 @@ import torch
 from torch import nn
 
 from prunecli.arrays import Bools, Ints
-from prunecli.graph.channels import TRANSPOSES, Channels, components, walk
+from prunecli.graph.channels import Channels, components, walk
 from prunecli.graph.labels import Book, Labels
-from prunecli.graph.rules.call import RULES
-from prunecli.graph.rules.layout import VIEWS
-from prunecli.graph.rules.pattern import PATTERNS
-from prunecli.graph.rules.pointwise import ELEMENTWISE
 from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, is_pointwise, record_private
 from prunecli.graph.tensors import submodules
 from prunecli.surgery.apply import cut
 
-# Ops that take parts of a tensor at positions that Python code names, along one dim or two.
-ALONG_ONE = {"aten." + name for name in ("slice", "split", "unsafe_split", "split_with_sizes", "unbind", "select")}
-PARTS = ALONG_ONE | {"aten.diagonal"}
-# The argument that follows from the sizes of the arguments and results: of views those themselves, or the groups.
-TOLD = dict.fromkeys((*VIEWS, "aten.expand"), 1) | {"aten.convolution": 8}
-# Where what stays of a dim comes out in the order in which it went in, one part after another of all arguments.
-IN_ORDER = {*VIEWS, *TRANSPOSES, *PATTERNS, *ELEMENTWISE} | {
-    "aten." + name
-    for name in ("unsqueeze", "squeeze", "expand", "cat", "mean", "convolution", "native_batch_norm",
-                 "native_layer_norm", "_softmax", "_safe_softmax")
-}  # fmt: skip
+# Ops that take parts of a tensor at positions that Python code names.
+PARTS = {
+    "aten." + name for name in ("slice", "split", "unsafe_split", "split_with_sizes", "unbind", "select", "diagonal")
+}
 
 
 @dataclass(frozen=True)
@@ -56,18 +45,8 @@ def trial(module: nn.Module, example: Example, channels: Channels, removed: Bool
     except ForwardError as error:
         return Trouble(f"the cut {error.problem.removeprefix('the ')}", error.module)
     found = _Trial(channels, removed, tape, rewritten)
-    if found.repeats():
-        return None
     checks = (found.outputs, found.sizes, found.numbers, found.meetings, found.parts)
     return next((trouble for check in checks if (trouble := check())), None)
-
-
-def _is_again(old: Op, new: Op) -> bool:
-    """Whether an op is the same as one before the cut, what sizes alone decide on excepted."""
-    if (old.func, old.refs, old.outputs, old.kwargs) != (new.func, new.refs, new.outputs, new.kwargs):
-        return False
-    told = TOLD.get(old.name, len(old.args))
-    return old.args[:told] == new.args[:told] and old.args[told + 1 :] == new.args[told + 1 :]
 
 
 def _rewritten(module: nn.Module, smaller: nn.Module) -> set[str]:
@@ -103,48 +82,6 @@ class _Trial:
         before, after = self.channels.tape.by_module(), self.tape.by_module()
         return [(path, ops, after.get(path, [])) for path, ops in before.items() if path not in self.rewritten]
 
-    @cached_property
-    def sized(self) -> list[tuple[int, ...]]:
-        """The shape of each value of the model after the cut, as its channels say."""
-        stays, counts = ~self.removed[self.channels.channel_of], dict[tuple[int, int], int]()
-        shapes = list(self.channels.tape.shapes)
-        for index, labels in self.channels.labels.items():
-            shape = [*shapes[index]]
-            for label in labels:
-                key = id(label.ids), label.axis  # most ops hand their labels on
-                if key not in counts:
-                    counts[key] = int(np.count_nonzero(stays[label.rows()[0].numpy()]))
-                shape[label.axis] = counts[key]
-            shapes[index] = tuple(shape)
-        return shapes
-
-    def repeats(self) -> bool:
-        """Whether the smaller model does op by op what the model does, in sizes that its channels say, and no op names
-        positions along a dim that lost some: then those that stay meet as before, and there is nothing to look for.
-        """
-        before, after = self.channels.tape, self.tape
-        known = before.params, before.inputs, before.outputs, before.numbers, len(before.ops)
-        if self.data_decides or self.channels.mixed or known != (
-            after.params, after.inputs, after.outputs, after.numbers, len(after.ops)
-        ):  # fmt: skip
-            return False
-        pairs = zip(before.ops, after.ops, strict=True)
-        if not all(_is_again(old, new) and self._in_order(old) for old, new in pairs):
-            return False
-        used = {ref.index for op in before.ops for ref in op.refs}.union(before.outputs)
-        return all(after.shapes[i] == self.sized[i] and not _broadcast(before.shapes[i], after.shapes[i]) for i in used)
-
-    def _in_order(self, op: Op) -> bool:
-        """Whether the channels that stay follow one another in the results as they do in the arguments."""
-        before, after = self.channels.tape.shapes, self.tape.shapes
-        cut = [ref.index for ref in op.refs if before[ref.index] != after[ref.index]]
-        if not cut or op.name in IN_ORDER or (is_pointwise(op.func) and op.name not in RULES):
-            return True
-        if op.name not in ALONG_ONE:
-            return False
-        dim: int = op.named("dim", 0)
-        return before[cut[0]][dim] == after[cut[0]][dim]
-
     def outputs(self) -> Trouble | None:
         """The model's outputs keep their shapes."""
         before, after = ([t.shapes[i] for i in t.outputs] for t in (self.channels.tape, self.tape))
@@ -159,15 +96,33 @@ class _Trial:
         """
         if self.data_decides:
             return None
-        after = self.tape.shapes
         used = {ref.index for op in self.channels.tape.live_ops(unseen=True) for ref in op.refs}
         for path, ops, now in self.modules:
             pairs = zip(ops, now, strict=False)  # what follows another op is a copy more or less
             for old, new in itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs):
                 values = zip(old.outputs, new.outputs, strict=False)
-                if any(_differ(self.sized[u], after[v]) for u, v in values if u in used):
+                if any(self._resized(*pair) for pair in values if pair[0] in used):
                     return Trouble(f"a dim changes its size otherwise than its channels at {old.where}", path)
         return None
+
+    def _resized(self, old: int, new: int) -> bool:
+        """Whether a value has another size along some dim than the channels there say."""
+        return any(a != b for a, b in zip(self._sized[old], self.tape.shapes[new], strict=False))
+
+    @cached_property
+    def _sized(self) -> list[tuple[int, ...]]:
+        """The shape of each value of the model after the cut, as its channels say."""
+        stays, shapes = ~self.removed[self.channels.channel_of], list(self.channels.tape.shapes)
+        counts: dict[tuple[int, int], int] = {}  # most ops hand on the ids that they get
+        for index, labels in self.channels.labels.items():
+            shape = [*shapes[index]]
+            for label in labels:
+                key = id(label.ids), label.axis
+                if key not in counts:
+                    counts[key] = int(np.count_nonzero(stays[label.rows()[0].numpy()]))
+                shape[label.axis] = counts[key]
+            shapes[index] = tuple(shape)
+        return shapes
 
     def numbers(self) -> Trouble | None:
         """Factors and summands stay: a scale that follows the width would change them."""
@@ -243,15 +198,6 @@ class _Trial:
         left = (slot.channels[~self.removed[slot.channels]] for slot in self.channels.slots)
         found[[merged[channels[0]] for channels in left if len(channels) == 1]] = False
         return found
-
-
-def _broadcast(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
-    """Whether a dim is of length 1 only now."""
-    return 1 in after and any(new == 1 != old for old, new in zip(before, after, strict=True))
-
-
-def _differ(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    return any(a != b for a, b in zip(shape, other, strict=False))
 
 
 def _by_position(channels: Ints, book: Book) -> torch.Tensor:

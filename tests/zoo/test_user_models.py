@@ -14,7 +14,7 @@ from zoo.user_models import MODELS
 import prunecli
 from prunecli.errors import InputError
 from prunecli.facts import PruneFacts
-from prunecli.graph.channels import Channels, trace
+from prunecli.graph.channels import Channels
 from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example, output_tensors
 from prunecli.recipe.load import validate
@@ -22,7 +22,6 @@ from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves, settle, survey
 from prunecli.surgery.strip import strip
-from prunecli.surgery.trial import trial
 from prunecli.surgery.verify import compare
 
 EXAMPLE = Example((torch.zeros(1, 3, 8, 8, dtype=torch.float64),))
@@ -244,18 +243,6 @@ def test_random_cuts_run(name: str) -> None:
         smaller, _ = cut(module, channels, removed)
         test = [random_example(EXAMPLE, seed)]
         assert compare(masked(module, channels, removed), smaller, test, torch.float64).max_rel_error <= 1e-12
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_ops_of_a_cut_that_repeat_leave_nothing_to_find(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where all ops come again in the sizes that the channels say, the checks that look closer find nothing."""
-    module = built(name)
-    channels = trace(module, EXAMPLE)  # with what settling would freeze
-    wish = np.random.default_rng(0).random(channels.count) < 0.4
-    cuts = [halves(channels), repair(channels, wish)]
-    soon = [trial(module, EXAMPLE, channels, removed) for removed in cuts]
-    monkeypatch.setattr("prunecli.surgery.trial._Trial.repeats", lambda found: False)
-    assert [trial(module, EXAMPLE, channels, removed) for removed in cuts] == soon
 
 
 def pruned(module: nn.Module, path: Path) -> PruneFacts | None:

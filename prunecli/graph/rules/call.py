@@ -55,6 +55,11 @@ class Call:
         value = self.op.args[position] if position < len(self.op.args) else None
         return value if isinstance(value, Ref) else None
 
+    def named(self, name: str, default: Any) -> Any:
+        """The argument of that name, `default` where it is not given."""
+        names = (argument.name for argument in self.op.func._schema.arguments)
+        return {**dict(zip(names, self.op.args, strict=False)), **self.op.kwargs}.get(name, default)
+
     def labels(self, position: int) -> Labels:
         """Labels of the argument at `position`; empty where it is no tensor."""
         ref = self.ref(position)

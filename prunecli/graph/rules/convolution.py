@@ -27,7 +27,7 @@ def convolution(call: Call, book: Book) -> list[Labels]:
 @rule("torchvision::deform_conv2d")
 def deformed_convolution(call: Call, book: Book) -> list[Labels]:
     """A convolution that reads at other places; how many offsets and masks there are depends on the kernel."""
-    if int(call.op.named("groups", 1)) > 1 or int(call.op.named("offset_groups", 1)) > 1:
+    if int(call.named("groups", 1)) > 1 or int(call.named("offset_groups", 1)) > 1:
         return unknown(call, book)
     return pattern(call, book, (0, 1, 2, 3, 4), "n i *, o i *, *, *, o -> n o *")
 

@@ -135,8 +135,8 @@ def _cut_up(call: Call, book: Book, label: Label, parts: list[Label | None]) -> 
 
 def _bounds(call: Call, size: int) -> list[int]:
     """Where a slice begins and ends inside a dim of that size, as the code says it; none where it skips positions."""
-    bounds = (call.op.named(name, None) for name in ("start", "end"))
-    return [n for n in bounds if n is not None and 0 < abs(n) < size] if call.op.named("step", 1) == 1 else []
+    bounds = (call.named(name, None) for name in ("start", "end"))
+    return [n for n in bounds if n is not None and 0 < abs(n) < size] if call.named("step", 1) == 1 else []
 
 
 def _one_per_axis(call: Call, book: Book, labels: list[Label]) -> Labels:

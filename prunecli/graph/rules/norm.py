@@ -25,7 +25,7 @@ THROUGH = "; method.through_norms would let them go"
 
 def mixing(call: Call, book: Book) -> list[Labels]:
     """Softmax, sums along a dim, sorting, Fourier transforms: channels along it stay whole, the others pass."""
-    mixed = dims_of(call.op.named("dim", -1), len(call.out_shapes[0]))
+    mixed = dims_of(call.named("dim", -1), len(call.out_shapes[0]))
     first, *others = _passed(call, book, mixed)
     return [first, *(first for _ in others)]
 
@@ -114,9 +114,9 @@ def reduction(call: Call, book: Book) -> list[Labels]:
     if source is None:
         return unknown(call, book)
     shape = call.shape(source)
-    dims = call.op.named("dim", None)
+    dims = call.named("dim", None)
     reduced = dims_of(dims, len(shape)) if dims not in (None, []) else set(range(len(shape)))
-    keepdim = bool(call.op.named("keepdim", False))
+    keepdim = bool(call.named("keepdim", False))
     passed = []
     for label in call.labels(0):
         if label.axis in reduced and _is_sum(call):
@@ -142,7 +142,7 @@ def _is_sum(call: Call) -> bool:
     if call.op.name == "aten.sum":
         return True
     order = {"aten.linalg_vector_norm": "ord", "aten.norm": "p"}.get(call.op.name)
-    return order is not None and (call.op.named(order, None) or 0) >= 0
+    return order is not None and (call.named(order, None) or 0) >= 0
 
 
 def distance(call: Call, book: Book) -> list[Labels]:

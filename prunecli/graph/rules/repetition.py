@@ -98,7 +98,7 @@ def _is_free(call: Call, book: Book, index: int, axis: int) -> bool:
 def _is_blind(call: Call, op: Op, index: int, axis: int) -> bool:
     """Whether an op gives for each position along the axis what it would give if there were more or fewer of them."""
     if op.name in REDUCTIONS:
-        dims = op.named("dim", None)
+        dims = Call(op, call.tape, call.known).named("dim", None)
         return dims not in (None, []) and axis not in dims_of(dims, len(call.tape.shapes[index]))
     if op.name == "aten.convolution":
         return axis == 0 and op.args[1] == Ref(index)  # filters
