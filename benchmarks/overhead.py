@@ -2,13 +2,14 @@
 
 python benchmarks/overhead.py [--arch cifar_resnet20] [--batch 128] [--steps 60] [--device cpu]
 
-Every method is a process of its own, and they take turns step by step, so that what else runs on the machine disturbs
-all of them alike. Times are means over the steps, so that what is done now and then is included.
+Every method is a process of its own, and they take turns step by step, in an order that changes with each, so that what
+else runs on the machine disturbs all of them alike. Times are means of all steps: what is done now and then is in them.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import resource
 import statistics
 import subprocess
@@ -107,8 +108,9 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--one", name]
         runs[name] = Run(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
         runs[name].read()  # the first step, after all that is done once
+    order = random.Random(0)
     for _ in range(asked.steps - 2):
-        for run in runs.values():
+        for run in order.sample(list(runs.values()), len(runs)):
             run.step()
     for run in runs.values():
         output, _ = run.process.communicate("\n" * asked.steps)

@@ -86,7 +86,7 @@ def _identity(recipe: Recipe, settings: Train, opened: Model, guide: Model | Non
     """A resumable state belongs to exactly this run."""
     return identity(
         origin(opened), opened.arch, recipe.data, None if guide is None else origin(guide),
-        settings.model_dump(exclude={"save_seconds"}), recipe.seed,
+        settings.model_dump(), recipe.seed,
     )  # fmt: skip
 
 

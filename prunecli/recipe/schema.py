@@ -146,7 +146,9 @@ class Train(Closed):
     compile: bool = False
     shard: bool = Field(False, description="under torchrun, each process holds a part of each weight (FSDP2)")
     channels_last: bool = False
-    save_seconds: float = Field(60.0, ge=0, description="how often a resumable state is written")
+    save_seconds: float = Field(  # which changes no result: a run may be resumed with another
+        60.0, ge=0, exclude=True, description="how often a resumable state is written"
+    )
 
     @field_validator("milestones")
     @classmethod

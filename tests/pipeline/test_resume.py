@@ -46,7 +46,8 @@ def test_a_killed_run_is_continued_to_the_same_file(name: str, tmp_path: Path) -
         running.send_signal(signal.SIGKILL)
     assert awaited.exists()
     assert not broken.exists()
-    subprocess.run(command(broken, "--resume"), check=True, capture_output=True)
+    seldom = ("--set", "train.save_seconds=5", "--resume")
+    subprocess.run(command(broken, *seldom), check=True, capture_output=True)
     assert broken.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*.resume"))
 
