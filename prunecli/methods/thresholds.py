@@ -25,7 +25,8 @@ class _Soft(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, threshold: Tensor) -> Tensor:
-        result = weight - weight.clamp(-threshold, threshold)
+        result = weight.clamp(-threshold, threshold)
+        torch.sub(weight, result, out=result)
         ctx.save_for_backward(result)
         ctx.shape = threshold.shape
         return result
@@ -34,7 +35,9 @@ class _Soft(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         (result,) = ctx.saved_tensors
         signs = result.sign()
-        return grads[0] * signs.abs(), -(grads[0] * signs).sum().reshape(ctx.shape)
+        signed = grads[0] * signs
+        total = signed.sum()
+        return signed.mul_(signs), -total.reshape(ctx.shape)
 
 
 def soft(weight: Tensor, threshold: Tensor) -> Tensor:
