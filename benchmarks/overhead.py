@@ -3,7 +3,7 @@
 python benchmarks/overhead.py [--arch cifar_resnet20] [--batch 128] [--steps 60] [--device cpu]
 
 Every method is a process of its own, and they take turns step by step, in an order that changes with each, so that what
-else runs on the machine disturbs all of them alike. Times are means of all steps: what is done now and then is in them.
+else runs on the machine disturbs all of them alike. Times are means, so that what is done now and then is included.
 """
 
 from __future__ import annotations

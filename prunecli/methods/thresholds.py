@@ -36,7 +36,7 @@ class _Soft(torch.autograd.Function):
         (result,) = ctx.saved_tensors
         signs = result.sign()
         signed = grads[0] * signs
-        total = signed.sum()
+        total = signed.sum()  # before it is written over
         return signed.mul_(signs), -total.reshape(ctx.shape)
 
 
