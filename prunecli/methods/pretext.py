@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunecli.collectives import of_all
+from prunecli.collectives import of_all, share
 from prunecli.errors import InputError
 from prunecli.graph.tape import Example, output_tensors, record
 from prunecli.methods.hook import Batch, Course, Hook
+from prunecli.ranks import world
 
 EMBEDDING = 128
 MARGIN = 0.5  # of the triplet loss (Doersch and Zisserman 2017)
@@ -118,13 +119,14 @@ class Exemplar(Pretext):
 
 def view(images: Tensor) -> Tensor:
     """Images (N, C, H, W) turned by up to 15 degrees, shifted, scaled, mirrored, brighter or darker."""
-    count, device = len(images), images.device
 
     def draw(low: float, high: float) -> Tensor:
-        return low + (high - low) * torch.rand(count, device=device, dtype=images.dtype)
+        """For each image; processes, which draw the same numbers, take different ones."""
+        drawn = share(torch.rand(len(images) * world(), device=images.device, dtype=images.dtype))
+        return low + (high - low) * drawn
 
     angle, scale = draw(-0.26, 0.26), draw(0.8, 1.1)
-    mirror = torch.where(torch.rand(count, device=device) < 0.5, -1.0, 1.0).to(images.dtype)
+    mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0).to(images.dtype)
     cos, sin = angle.cos() * scale, angle.sin() * scale
     theta = torch.stack(
         [torch.stack([cos * mirror, -sin, draw(-0.2, 0.2)], 1), torch.stack([sin * mirror, cos, draw(-0.2, 0.2)], 1)], 1

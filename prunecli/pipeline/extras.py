@@ -16,6 +16,7 @@ from prunecli.methods.pretext import head_of
 from prunecli.model import Model, open_beside
 from prunecli.pipeline.overlap import insist_on_one_network, overlap, shares_left, write_layers
 from prunecli.pipeline.steps import Way
+from prunecli.ranks import rank
 from prunecli.recipe.schema import Recipe
 from prunecli.train.data import Data
 from prunecli.train.linear_probe import linear_probe
@@ -62,7 +63,7 @@ class Extras:
 
         Args:
             way: to its end.
-            write: whether the CSV of the layers is written.
+            write: whether the CSV of the layers is written, by the first of several processes.
         """
         found: dict[str, float] = dict(way.outcomes)
         layers = self._layers(way)
@@ -73,7 +74,7 @@ class Extras:
                 layers[name]["overlap"] = share
         if self.recipe.report.linear_probe and self.images is not None:
             found["linear probe"] = self._probed(way.model, self.images)
-        if self.recipe.report.layers is not None and write:
+        if self.recipe.report.layers is not None and write and rank() == 0:
             write_layers(Path(self.recipe.report.layers), layers)
         return replace(way, outcomes=found, by_layer=layers)
 

@@ -144,6 +144,21 @@ def test_views_differ_and_keep_the_shape() -> None:
     assert not torch.equal(first, second)
 
 
+def test_processes_see_views_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What two see together is what one sees of all the images."""
+
+    def seen(images: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return view(images)
+
+    images = torch.rand(8, 3, 16, 16)
+    alone = seen(images)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        torch.testing.assert_close(seen(images[rank::2]), alone[rank::2])
+
+
 def test_instances_are_told_apart_by_a_softmax_over_all_images() -> None:
     """Equation 2 of Wu et al. 2018."""
     hook, images, own = Instance(), torch.randn(6, 128), torch.arange(6)
