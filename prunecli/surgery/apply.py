@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunecli.arrays import Bools
-from prunecli.checkpoint.journal import Journal
+from prunecli.arrays import Bools, Ints
+from prunecli.checkpoint.journal import Journal, Kept
 from prunecli.graph.channels import Channels, holders
 from prunecli.graph.copying import copied, like
 from prunecli.graph.garbage import uncollected
@@ -42,26 +42,26 @@ def cut(
     replace = dict(replace or {})
     if device is None:  # on meta only shapes count
         replace = _same_weights(module, channels, removed) | replace
-    kept = kept_indices(channels, removed)
+    kept = kept_places(channels, removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(module):
         memo[id(tensor)] = like(tensor, sliced(replace.pop(name, tensor).detach(), name, kept, device))
     smaller = copied(module, memo)
     for name, added in replace.items():
         owner, _, attribute = name.rpartition(".")
-        rows = kept.get((f"{owner}.weight", 0), tuple(range(len(added))))  # a new bias follows the rows of its weight
-        bias = nn.Parameter(added[list(rows)].to(device=device))
+        rows = kept.get((f"{owner}.weight", 0), np.arange(len(added)))  # a new bias follows the rows of its weight
+        bias = nn.Parameter(added[torch.from_numpy(rows)].to(device=device))
         smaller.get_submodule(owner).register_parameter(attribute, bias)
     attributes = edits(smaller)
     for follow in (_told_sizes, _pad_counts, _head_sizes):
         for path, values in follow(smaller, channels, removed).items():
             attributes.setdefault(path, {}).update(values)
     set_attributes(smaller, attributes)
-    return smaller, Journal(kept, attributes)
+    return smaller, Journal(_as_tuples(kept), attributes)
 
 
 def sliced(
-    tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int, ...]], device: str | None = None
+    tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int, ...] | Ints], device: str | None = None
 ) -> Tensor:
     """The kept part of a tensor in storage of its own; on meta only its shape counts."""
     if tensor.is_meta or device == "meta":
@@ -70,7 +70,7 @@ def sliced(
     smaller = tensor
     for dim in range(tensor.ndim):
         if (name, dim) in kept:
-            smaller = smaller.index_select(dim, torch.from_numpy(np.array(kept[name, dim])).to(tensor.device))
+            smaller = smaller.index_select(dim, torch.as_tensor(kept[name, dim]).to(tensor.device))
     return smaller.clone() if smaller is tensor else smaller
 
 
@@ -150,13 +150,23 @@ def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]
     allow_fewer_heads(parts.values())
 
 
-def kept_indices(channels: Channels, removed: Bools) -> dict[tuple[str, int], tuple[int, ...]]:
-    """For every tensor dim that loses a position: the indices that stay, in order."""
-    return {
-        (slot.name, slot.dim): tuple((~removed[slot.channels]).nonzero()[0].tolist())
-        for slot in channels.slots
-        if removed[slot.channels].any()
-    }
+def kept_places(channels: Channels, removed: Bools) -> dict[tuple[str, int], Ints]:
+    """For every tensor dim that loses a position: the indices that stay, in order; dims of the same channels share."""
+    stays, found, known = ~removed, {}, dict[bytes, Ints]()
+    for slot in channels.slots:
+        row = slot.channels.tobytes()
+        if row not in known:
+            known[row] = stays[slot.channels].nonzero()[0]
+        if len(known[row]) < len(slot.channels):
+            found[slot.name, slot.dim] = known[row]
+    return found
+
+
+def _as_tuples(kept: Mapping[tuple[str, int], Ints]) -> Kept:
+    """For the journal; arrays that are one stay one."""
+    distinct = {id(places): places for places in kept.values()}
+    indices = {number: tuple(places.tolist()) for number, places in distinct.items()}
+    return {place: indices[id(places)] for place, places in kept.items()}
 
 
 def masked(module: nn.Module, channels: Channels, removed: Bools) -> nn.Module:
