@@ -25,11 +25,12 @@ from prunecli.surgery.trial import trial
 from prunecli.surgery.verify import compare
 
 LENGTH, KEYS = 5, 7
+DRAWN = torch.Generator().manual_seed(0)  # a row without any key would be not a number, here and there
 MASKS = {
     "none": {},
-    "bool": {"attn_mask": torch.rand(LENGTH, KEYS) < 0.3},
-    "additive": {"attn_mask": torch.randn(LENGTH, KEYS, dtype=torch.float64)},
-    "by head": {"attn_mask": torch.rand(2 * 4, LENGTH, KEYS) < 0.3},
+    "bool": {"attn_mask": torch.rand(LENGTH, KEYS, generator=DRAWN) < 0.3},
+    "additive": {"attn_mask": torch.randn(LENGTH, KEYS, dtype=torch.float64, generator=DRAWN)},
+    "by head": {"attn_mask": torch.rand(2 * 4, LENGTH, KEYS, generator=DRAWN) < 0.3},
     "padding": {"key_padding_mask": torch.tensor([[False] * 6 + [True], [False] * 4 + [True] * 3])},
     "weights by head": {"average_attn_weights": False},
     "no weights": {"need_weights": False},
