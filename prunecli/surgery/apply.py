@@ -42,7 +42,7 @@ def cut(
     replace = dict(replace or {})
     if device is None:  # on meta only shapes count
         replace = _same_weights(module, channels, removed) | replace
-    kept = kept_places(channels, removed)
+    kept = _kept_places(channels, removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(module):
         memo[id(tensor)] = like(tensor, sliced(replace.pop(name, tensor).detach(), name, kept, device))
@@ -150,7 +150,7 @@ def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]
     allow_fewer_heads(parts.values())
 
 
-def kept_places(channels: Channels, removed: Bools) -> dict[tuple[str, int], Ints]:
+def _kept_places(channels: Channels, removed: Bools) -> dict[tuple[str, int], Ints]:
     """For every tensor dim that loses a position: the indices that stay, in order; dims of the same channels share."""
     stays, found, known = ~removed, {}, dict[bytes, Ints]()
     for slot in channels.slots:
