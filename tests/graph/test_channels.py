@@ -130,6 +130,28 @@ def test_grouped_rows_keep_equal_counts() -> None:
     assert removed[rows].sum(axis=1).tolist() == [1, 1, 1, 1]
 
 
+class TokenMixer(nn.Module):
+    """(N, 6, 5) -> (N, 6): the features of tokens lie where a convolution has its pixels."""
+
+    def __init__(self, mix: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.mix = nn.Linear(5, 9), mix
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(self.inner(x).relu()).sum(2)
+
+
+@pytest.mark.parametrize(
+    ("mix", "free"),
+    [(nn.Conv1d(6, 6, 1), True), (nn.ConvTranspose1d(6, 6, 1), True), (nn.Conv1d(6, 6, 3, padding=1), False),
+     (nn.Conv1d(6, 6, 1, padding=1), False), (nn.Conv1d(6, 6, 1, stride=4, padding=12), False),
+     (nn.Conv1d(6, 6, 3), False), (nn.Conv1d(6, 6, 1, stride=2), False), (nn.ConvTranspose1d(6, 6, 3), False)],
+)  # fmt: skip
+def test_channels_pass_a_convolution_that_sees_one_pixel(mix: nn.Module, free: bool) -> None:
+    channels = channels_of(TokenMixer(mix), 1, 6, 5)
+    assert (group_of(channels, "inner.weight[0]").frozen == "") == free
+
+
 class GroupedResidual(nn.Module):
     def __init__(self) -> None:
         super().__init__()

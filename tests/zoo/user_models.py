@@ -1289,3 +1289,16 @@ class Bases(Base):
     def middle(self, x: Tensor) -> Tensor:
         x = self.inner(x.mean((2, 3)))
         return torch.einsum("nid,iod->no", (-(x[..., None] - self.centres).square()).exp(), self.weight)
+
+
+@model
+class PixelsAsChannels(Base):
+    """A kernel of one mixes places, and channels lie where its pixels are: a gate over tokens (Liu et al. 2021)."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.inner, self.mix = nn.Linear(16, 24), nn.Conv1d(64, 64, 1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        value, gate = self.inner(x.flatten(2).transpose(1, 2)).chunk(2, 2)
+        return (value * self.mix(gate)).mean(1)

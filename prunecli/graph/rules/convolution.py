@@ -6,19 +6,26 @@ from prunecli.graph.labels import Book, Label, Labels, Read, along
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call, rule, unknown
 from prunecli.graph.rules.pattern import pattern
 from prunecli.graph.rules.repetition import shares
+from prunecli.graph.tape import Ref
+
+_POINTWISE = {3: ("p", "1"), 4: ("p q", "1 1"), 5: ("p q r", "1 1 1")}  # by rank: the pixels, and those of the kernel
 
 
 @rule("aten::convolution")
 def convolution(call: Call, book: Book) -> list[Labels]:
-    """``n i *, o i *, o -> n o *``; transposed: the weight is ``i o *``; depthwise channels pass through."""
+    """``n i *, o i *, o -> n o *``; transposed: the weight is ``i o *``; depthwise channels pass through.
+
+    Channels may lie where pixels do (a kernel of one that mixes tokens): ``n i p, o i 1, o -> n o p`` hands them on.
+    """
     transposed, groups = bool(call.op.args[6]), int(call.op.args[8])
     source, weight = call.ref(0), call.ref(1)
     if source is None or weight is None:
         return unknown(call, book)
     per_group = call.shape(weight)[1]
     if groups == 1:
-        text = "n i *, i o *, o -> n o *" if transposed else "n i *, o i *, o -> n o *"
-        return pattern(call, book, (0, 1, 2), text)
+        pixels, taps = _POINTWISE[len(call.shape(source))] if _is_pointwise(call, source) else ("*", "*")
+        filters = f"i o {taps}" if transposed else f"o i {taps}"
+        return pattern(call, book, (0, 1, 2), f"n i {pixels}, {filters}, o -> n o {pixels}")
     if per_group == 1 or call.shape(weight)[0] == groups:
         return _depthwise(call, book, transposed)
     return _transposed_groups(call, book, groups) if transposed else _grouped(call, book, groups)
@@ -30,6 +37,12 @@ def deformed_convolution(call: Call, book: Book) -> list[Labels]:
     if int(call.named("groups", 1)) > 1 or int(call.named("offset_groups", 1)) > 1:
         return unknown(call, book)
     return pattern(call, book, (0, 1, 2, 3, 4), "n i *, o i *, *, *, o -> n o *")
+
+
+def _is_pointwise(call: Call, source: Ref) -> bool:
+    """Whether every pixel is computed from the one at its place alone: without padding, more would be left out."""
+    padding = call.op.args[4]
+    return not any(padding) and call.out_shapes[0][2:] == call.shape(source)[2:]
 
 
 def _channel_label(call: Call, book: Book, position: int, axis: int) -> Label | None:
