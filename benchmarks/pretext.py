@@ -1,7 +1,7 @@
 """Are masks that are found without labels as good? Masks by each objective, re-trained from the same random weights.
 
-python benchmarks/pretext.py [--model digits_net] [--data digits] [--sparsity 0.9] [--epochs 20] [--seeds 3]
-    [--fraction 0.2] [--only labels,rotation] [--shuffled]
+python benchmarks/pretext.py [--model digits_net] [--input 1x3x32x32] [--data digits] [--sparsity 0.9] [--epochs 20]
+    [--seeds 3] [--fraction 0.2] [--only labels,rotation] [--shuffled]
 
 With --shuffled each mask is compared with one that keeps as many weights of every layer, others at random: what is
 left of a difference then is in the weights that were picked, the rest in how many of each layer stay.
@@ -28,6 +28,7 @@ def main() -> None:
     """A row for each objective and seed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="digits_net")
+    parser.add_argument("--input", help="where the images are not of the size that the model takes by itself")
     parser.add_argument("--data", default="digits")
     parser.add_argument("--sparsity", type=float, default=0.9)
     parser.add_argument("--epochs", type=int, default=20)
@@ -79,7 +80,7 @@ def _pruned(
     torch.manual_seed(seed)
     compared = {"overlap_with": str(reference)} if reference.exists() else {}
     fields = {
-        "version": 1, "data": asked.data, "seed": seed, "method": method, "budget": budget,
+        "version": 1, "data": asked.data, "input": asked.input, "seed": seed, "method": method, "budget": budget,
         "train": {"epochs": asked.epochs, "lr": 0.05, "batch_size": 64},
         "report": {"layers": str(output.with_suffix(".csv")), **compared},
     }  # fmt: skip

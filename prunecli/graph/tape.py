@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from types import FrameType
 from typing import Any
 
@@ -70,6 +70,7 @@ def writes(func: Any) -> bool:
     return bool(func._schema.is_mutable)
 
 
+SIZED_LIKE = {"aten." + name for name in ("zeros_like", "ones_like", "full_like", "empty_like")}  # values do not matter
 # Those that torch 2.10 and 2.11 do not tag yet.
 _POINTWISE = {"aten." + n for n in ("leaky_relu", "leaky_relu_", "hardtanh_", "elu_", "celu_", "selu_", "hardsigmoid_")}
 
@@ -147,6 +148,20 @@ class Tape:
                 wanted.update(reads)
                 found.append(op)
         return found[::-1]
+
+    @cached_property
+    def seen(self) -> set[int]:
+        """What outputs, writes or Python code depend on by more than its shape; to be asked once all ops are there.
+
+        Python may look at what no op reads: ``if x[:, 0].sum() > 0``.
+        """
+        read = {ref.index for op in self.ops for ref in op.refs}
+        found = {index for op in self.ops for index in op.outputs if index not in read}.union(self.outputs)
+        for op in reversed(self.ops):
+            looks = not op.outputs or writes(op.func) or found.intersection(op.outputs)
+            if looks and op.name not in SIZED_LIKE:
+                found.update(ref.index for ref in op.refs)
+        return found
 
     def readers(self) -> dict[int, list[Op]]:
         """The ops that read each value."""

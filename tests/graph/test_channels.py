@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +152,51 @@ class TokenMixer(nn.Module):
 def test_channels_pass_a_convolution_that_sees_one_pixel(mix: nn.Module, free: bool) -> None:
     channels = channels_of(TokenMixer(mix), 1, 6, 5)
     assert (group_of(channels, "inner.weight[0]").frozen == "") == free
+
+
+def _written(x: Tensor) -> Tensor:
+    made = torch.zeros_like(x)
+    part = made[:, :, 1:].copy_(x[:, :, 1:])
+    return made + torch.ones_like(part).shape[1]
+
+
+def _looked_at(x: Tensor) -> Tensor:
+    return torch.zeros_like(x) if x.sum() > 0 else torch.ones_like(x)
+
+
+def _item(x: Tensor) -> Tensor:
+    return torch.full_like(x, x[0, 0, 0, 0].item())
+
+
+def _listed(x: Tensor) -> Tensor:
+    return torch.full_like(x, x.flatten().tolist()[0])
+
+
+class OneMore(nn.Module):
+    """A channel beside those of `first`, made from its first."""
+
+    def __init__(self, made: Callable[[Tensor], Tensor], *, returned: bool = False) -> None:
+        super().__init__()
+        self.first, self.second, self.made, self.returned = nn.Conv2d(3, 6, 1), nn.Conv2d(7, 4, 1), made, returned
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        x = self.first(x).relu()
+        one = x[:, 0].unsqueeze(1)
+        return self.second(torch.cat([x, self.made(one)], 1)), one if self.returned else None
+
+
+@pytest.mark.parametrize(
+    ("made", "free"),
+    [(torch.ones_like, True), (lambda x: torch.full_like(x + 1, 2.0).exp(), True), (torch.exp, False),
+     (lambda x: torch.zeros_like(x).index_copy(0, torch.tensor([0]), x), False), (_written, False),
+     (_looked_at, False), (_item, False), (_listed, False)],
+)  # fmt: skip
+def test_a_channel_that_is_picked_stays_unless_its_shape_alone_matters(
+    made: Callable[[Tensor], Tensor], free: bool
+) -> None:
+    channels = channels_of(OneMore(made), 1, 3, 4, 4)
+    assert (group_of(channels, "first.weight[0]").frozen == "") == free
+    assert group_of(channels_of(OneMore(made, returned=True), 1, 3, 4, 4), "first.weight[0]").frozen
 
 
 class GroupedResidual(nn.Module):

@@ -105,7 +105,7 @@ def test_what_stays_whole_has_a_reason(name: str) -> None:
      ("SumOfConstants", ("stem.weight[0]",)), ("ConvolutionalState", ("cell.gates.weight[0]",)),
      ("Splines", ("inner.weight[0]",)), ("LinearAttention", ("query.weight[0]", "value.weight[0]")),
      ("Retention", ("scores.weight[0]",)), ("Bases", ("inner.weight[0]",)),
-     ("PixelsAsChannels", ("inner.weight[0]",)),
+     ("PixelsAsChannels", ("inner.weight[0]",)), ("TimeAsChannel", ("stem.weight[0]",)),
      ("Experts", tuple(f"experts.{number}.0.weight[0]" for number in range(4)))],
 )  # fmt: skip
 def test_inner_channels_can_be_pruned(name: str, tensors: tuple[str, ...]) -> None:

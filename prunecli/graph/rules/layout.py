@@ -48,7 +48,8 @@ def _transport(call: Call, book: Book, label: Label, results: list[list[Label]])
     assert source is not None
     found = [transport(label, path) for path in _routes(call, book, label, source)]
     moved = [None if m is None else _split(call, book, *m) for m in found]
-    if any(m is None and 0 not in shape for m, shape in zip(moved, call.out_shapes, strict=True)):
+    picked = {n for n, m in zip(call.op.outputs, moved, strict=True) if m is None and 0 not in call.tape.shapes[n]}
+    if picked and not picked.isdisjoint(call.tape.seen):
         return book.freeze((label,), f"one position is picked at {call.op.where}")
     size = label.ids.shape[label.axis]
     if call.op.name not in RESHAPES and any(m and m.ids.shape[m.axis] < size and not m.index_dims for m in moved):
