@@ -39,5 +39,5 @@ def awakened(module: Module, example: Example) -> Module:
         with torch.no_grad():
             module.eval()(*given.args, **given.kwargs)
     except Exception as error:  # the user's forward may raise anything
-        raise ForwardError(error, "") from error
+        raise ForwardError(error) from error
     return module

@@ -237,11 +237,11 @@ def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
 
 
 class ForwardError(InputError):
-    """The model's forward raised; `module` is the path of the module in which it did."""
+    """The model's forward raised; `module` is the path of the module in which it did, `source` the line of Python."""
 
-    def __init__(self, error: Exception, module: str) -> None:
-        place = f" (in {module})" if module else ""
-        super().__init__(f"the model does not run: {summary(error)}{place}", hint="check --input")
+    def __init__(self, error: Exception, module: str = "", source: str = "") -> None:
+        place = ", ".join(part for part in (module, source) if part)
+        super().__init__(f"the model does not run: {summary(error)}{place and f' (in {place})'}", hint="check --input")
         self.module = module
 
 
@@ -301,7 +301,7 @@ def _record(module: nn.Module, example: Example, train: bool) -> Tape:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused(), recorder:
             output = module(*example.args, **example.kwargs)
     except Exception as error:  # the user's forward may raise anything
-        raise ForwardError(error, recorder.module_of(error)) from error
+        raise ForwardError(error, *recorder.place_of(error)) from error
     recorder.tape.outputs = tuple(recorder.value_of(t) for t in output_tensors(output))
     return recorder.tape
 
@@ -338,10 +338,12 @@ class _Recorder(TorchDispatchMode):
         self._alive: list[Tensor] = []  # ids stay unique while the tensors live
         self._aliases: dict[int, list[Tensor]] = {}  # storage -> tensors that look at it
 
-    def module_of(self, error: Exception) -> str:
-        """Path of the innermost module that was running when the error was raised."""
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        return next((path for frame in reversed(frames) if (path := self._module_in(frame)) is not None), "")
+    def place_of(self, error: Exception) -> tuple[str, str]:
+        """`_place` where the error was raised."""
+        frames = [*traceback.walk_tb(error.__traceback__)][::-1]
+        modules = (path for frame, _ in frames if (path := self._module_in(frame)) is not None)
+        own = ((frame.f_code.co_filename, line) for frame, line in frames if not _of_torch(frame.f_code.co_filename))
+        return next(modules, ""), next((_line(*place) for place in own), "")
 
     def _module_in(self, frame: FrameType) -> str | None:
         """Path of the module that this frame calls, if it calls one of the model's."""
@@ -355,7 +357,7 @@ class _Recorder(TorchDispatchMode):
                 module = self._module_in(frame)
             path = frame.f_code.co_filename
             if not source and not _of_torch(path):
-                source = f"{os.path.basename(path)}:{frame.f_lineno}"
+                source = _line(path, frame.f_lineno)
             frame = frame.f_back
         return module or "", source
 
@@ -413,6 +415,10 @@ class _Recorder(TorchDispatchMode):
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _line(path: str, number: int) -> str:
+    return f"{os.path.basename(path)}:{number}"
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 
 import pytest
@@ -127,8 +128,18 @@ def test_an_op_knows_the_module_that_runs_and_the_line() -> None:
     assert (alone.module, alone.source, alone.where) == ("0", "", "aten.relu in 0")
 
 
-def test_a_failure_names_the_innermost_module() -> None:
+class Literal(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.view(-1, 7)
+
+
+def test_a_failure_names_the_innermost_module_and_the_line() -> None:
     broken = nn.Sequential(nn.Identity(), nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(5, 4, 1)), Fails())
     with pytest.raises(ForwardError) as failed:
         record(broken, Example((torch.zeros(1, 3, 4, 4),)))
     assert failed.value.module == "1.1"
+    assert failed.value.problem.endswith("(in 1.1)")  # where the line is torch's own
+    line = f"{Path(__file__).name}:{inspect.getsourcelines(Literal.forward)[1] + 1}"
+    with pytest.raises(ForwardError) as failed:
+        record(nn.Sequential(Literal()), Example((torch.zeros(2, 4),)))
+    assert failed.value.problem.endswith(f"(in 0, {line})")
