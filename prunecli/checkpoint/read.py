@@ -30,6 +30,15 @@ from prunecli.user_code import importing_from
 METADATA_KEY = "prunecli"
 _TRUST = "if you trust where it comes from, allow it with --trust; safer: save the state dict and use that"
 _INTERRUPTED = "was the download, the copy or the save interrupted?"
+_KNOWN = "known: torch.save files, safetensors, TorchScript, .pt2, folders of Hugging Face and torch.distributed"
+_NO_CHECKPOINTS = {  # how files begin that lie where a checkpoint should, and what to do
+    b"{": "an index? give the folder that it lies in",
+    b"version https://": "a pointer of Git LFS: git lfs pull fetches the file itself",
+    b"<": "a web page: was the download refused?",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"\x89HDF": "HDF5, as Keras writes it: save the weights of a PyTorch model instead",
+    b"GGUF": "GGUF holds weights that are packed for llama.cpp: give the checkpoint it was made from",
+}
 
 
 @dataclass(frozen=True)
@@ -147,11 +156,8 @@ def recognise(path: Path) -> Kind:
         return KINDS["safetensors"]
     if head[:1] == b"\x80":
         return KINDS["pickle"]
-    known = "known: torch.save files, safetensors, TorchScript, .pt2, folders of Hugging Face and torch.distributed"
-    raise CheckpointError(
-        f"{path} is no checkpoint (its first bytes are {head[:8]!r})",
-        hint="an index? give the folder that it lies in" if head.startswith(b"{") else known,
-    )
+    hint = next((hint for begin, hint in _NO_CHECKPOINTS.items() if head.startswith(begin)), _KNOWN)
+    raise CheckpointError(f"{path} is no checkpoint (its first bytes are {head[:8]!r})", hint=hint)
 
 
 def _zip_kind(path: Path) -> Kind:

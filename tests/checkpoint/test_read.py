@@ -409,6 +409,19 @@ def test_an_index_stays_in_its_folder(state: State, tmp_path: Path) -> None:
         read(sharded(state, tmp_path / "inside", more="../outside.safetensors"))
 
 
+@pytest.mark.parametrize(
+    ("head", "hint"),
+    [(b"version https://git-lfs.github.com/spec/v1", "git lfs pull"), (b"<!DOCTYPE html>", "web page"),
+     (b"\x1f\x8b\x08", "gzip"), (b"\x89HDF\r\n", "Keras"), (b"GGUF\x03\x00", "llama.cpp"), (b"these are", "known:")],
+)  # fmt: skip
+def test_what_lies_where_a_checkpoint_should_is_told(head: bytes, hint: str, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    path.write_bytes(head + bytes(64))
+    with pytest.raises(CheckpointError) as caught:
+        read(path)
+    assert hint in caught.value.hint
+
+
 def test_a_folder_of_another_kind_names_files_that_may_be_meant(state: State, tmp_path: Path) -> None:
     (tmp_path / "step").mkdir()
     save_zip(state, tmp_path / "step" / "weights.pt")
