@@ -7,9 +7,10 @@
     fake:3x32x32                random pixels and labels
     images:PATH                 a folder of images without labels, also in folders below it
     webdataset:PATH             tar files of images and classes, train*.tar and test*.tar (or val*.tar)
-    path/to/data.py:build       a function that returns (train, test)
+    path/to/data.py:build       a function that returns (train, test): arrays, or torch Datasets
 
-``?mean=0.49,0.48,0.45&std=0.2,0.2,0.2`` at the end replaces the normalisation.
+``?mean=0.49,0.48,0.45&std=0.2,0.2,0.2`` at the end replaces the normalisation; ``data.py:build?workers=4`` reads the
+items of a Dataset in four processes.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def open_data(text: str, shape: Sequence[int], classes: int) -> Data:
     if kind in SETS:
         data = SETS[kind](text, place, wanted, _normalisation(query, text, wanted.shape[0] if wanted.shape else 3))
     elif ":" in head and (kind.endswith(".py") or "." in kind):
-        data = _user(head)
+        data = _user(head, query)
     else:
         raise DataError(f"unknown data {text!r}", hint=_meant(kind))
     _check_fit(data, wanted)
@@ -109,11 +110,15 @@ def _meant(kind: str) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join((*SETS, 'FILE.py:FUNCTION'))}"
 
 
+def _options(query: str, text: str, *known: str) -> dict[str, str]:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    if unknown := options.keys() - set(known):
+        raise DataError(f"{text!r}: unknown option {', '.join(sorted(unknown))}", hint=f"options: {', '.join(known)}")
+    return options
+
+
 def _normalisation(query: str, text: str, channels: int) -> Normalisation:
-    default = usual(channels)
-    options = dict(parse_qsl(query))
-    if unknown := set(options) - {"mean", "std"}:
-        raise DataError(f"{text!r}: unknown option {', '.join(sorted(unknown))}", hint="options: mean, std")
+    default, options = usual(channels), _options(query, text, "mean", "std")
     try:
         mean, std = (tuple(float(x) for x in options[k].split(",")) if k in options else None for k in ("mean", "std"))
     except ValueError as error:
@@ -314,14 +319,19 @@ def _fake(text: str, place: str, wanted: _Wanted, normalise: Normalisation) -> D
     return Data(text, lambda: split(512, 0), lambda: split(256, 1), classes=wanted.classes)
 
 
-def _user(text: str) -> Data:
+def _user(text: str, query: str) -> Data:
     place, _, name = text.rpartition(":")
+    workers = _options(query, text, "workers").get("workers", "0")
+    if not workers.isdecimal():
+        raise DataError(
+            f"{text!r}: workers={workers} is no count", hint="the processes that read a Dataset: ?workers=4"
+        )
     function = user_function(place, name, DataError)
     with blamed(f"{text} failed", DataError):
         built = function()
     if not isinstance(built, list | tuple) or len(built) != 2:
         raise DataError(f"{text} returned {type(built).__name__}, expected (train, test)")
-    train, test = (_user_split(text, part) for part in built)
+    train, test = (_user_split(text, part, int(workers)) for part in built)
     if not (len(train) and len(test)):
         raise DataError(f"{text}: a split has no images")
     if not (train.labelled and test.labelled):
@@ -332,13 +342,13 @@ def _user(text: str) -> Data:
     return Data(text, lambda: train, lambda: test, int(labels.max()) + 1)
 
 
-def _user_split(text: str, part: Any) -> ArraySplit | DatasetSplit:
+def _user_split(text: str, part: Any, workers: int) -> ArraySplit | DatasetSplit:
     if isinstance(part, list | tuple) and len(part) == 2:
         images, labels = _user_arrays(text, *part)
         return ArraySplit(images, labels, usual(images.shape[1]))
     if not hasattr(part, "__getitem__") or not hasattr(part, "__len__"):
         raise DataError(f"{text}: each split is (images, labels) or a torch Dataset, not {type(part).__name__}")
-    return DatasetSplit(part)
+    return DatasetSplit(part, workers)
 
 
 def _user_arrays(text: str, images: Any, labels: Any) -> tuple[Tensor, Tensor | None]:

@@ -13,14 +13,21 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from prunecli.errors import DataError, blamed, summary
+from prunecli.train.reading import draws_apart, read_batches
 from prunecli.train.split import usual
 
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """Items are images (C, H, W), or such an image and its label; it augments by itself, if at all."""
+    """Items are images (C, H, W), or such an image and its label; it augments by itself, if at all.
+
+    Attributes:
+        dataset: what a user wrote.
+        workers: how many processes read its items; 0 is this one, which data sets may want that hold open files.
+    """
 
     dataset: Any
+    workers: int = 0
 
     def __len__(self) -> int:
         """See `Split`."""
@@ -29,7 +36,8 @@ class DatasetSplit:
     @cached_property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of the first item."""
-        return tuple(self._image(0).shape)
+        with draws_apart():
+            return tuple(self._image(0).shape)
 
     @cached_property
     def labels(self) -> Tensor:
@@ -57,9 +65,8 @@ class DatasetSplit:
 
     def batches(self, batches: Sequence[Tensor], augment_seed: int | None = None) -> Iterator[Tensor]:
         """See `Split`."""
-        del augment_seed
-        for indices in batches:
-            images = torch.stack([self._fitting(i) for i in indices.tolist()])
+        self.shape  # noqa: B018  found once, and not by every worker
+        for images in read_batches(self._fitting, batches, augment_seed, self.workers):
             yield images if images.is_floating_point() else usual(images.shape[1])(images)
 
     def _item(self, number: int) -> Any:
@@ -87,7 +94,8 @@ class DatasetSplit:
         return image
 
     def _label(self, number: int) -> int:
-        item = self._item(number)
+        with draws_apart():
+            item = self._item(number)
         try:
             return int(item[1])
         except (LookupError, TypeError, ValueError, RuntimeError) as error:

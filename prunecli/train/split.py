@@ -6,10 +6,9 @@ What an image looks like depends on (seed, index) alone: a resumed run, and one 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunecli.errors import DataError
+from prunecli.train.reading import WORKERS, read_batches
 from prunecli.train.shards import Member
 
 Place = str | Member  # of an image: a path, or a file in an archive
-WORKERS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -165,36 +164,13 @@ class FileSplit:
 
     def batches(self, batches: Sequence[Tensor], augment_seed: int | None = None) -> Iterator[Tensor]:
         """See `Split`."""
-        sampler = [indices.tolist() for indices in batches]
-        loader = torch.utils.data.DataLoader(
-            _Reader(self.paths, self.shape, augment_seed),
-            batch_sampler=sampler,
-            num_workers=WORKERS if len(sampler) > 1 else 0,
-            collate_fn=_together,
-            generator=torch.Generator(),  # the state of torch's own belongs to the training
-        )
-        for images in loader:
-            if isinstance(images, str):
-                raise DataError(images)
+        read = partial(self._image, augmented=augment_seed is not None)
+        for images in read_batches(read, batches, augment_seed, WORKERS):
             yield self.normalise(images)
-
-
-@dataclass(frozen=True)
-class _Reader(torch.utils.data.Dataset[Tensor | str]):
-    paths: tuple[Place, ...]
-    shape: tuple[int, ...]
-    seed: int | None
-
-    def __getitem__(self, index: int) -> Tensor | str:
-        """An image, or what is wrong with it: an error would arrive from a worker with its whole traceback."""
-        try:
-            return self._read(index)
-        except DataError as error:
-            return error.problem
 
     @cached_property
     def _augment(self) -> Callable[[Tensor], Tensor]:
-        """Random resized crops and mirror images, which draw from torch's own generator."""
+        """Random resized crops and mirror images."""
         from torchvision.transforms import v2
 
         chain: Callable[[Tensor], Tensor] = v2.Compose(
@@ -202,24 +178,16 @@ class _Reader(torch.utils.data.Dataset[Tensor | str]):
         )
         return chain
 
-    def _read(self, index: int) -> Tensor:
+    def _image(self, index: int, *, augmented: bool) -> Tensor:
         from torchvision.transforms import v2
 
         image = read_image(self.paths[index], self.shape[0])
-        if self.seed is None:
-            size = self.shape[1:]
-            image = v2.functional.resize(image, round(min(size) * 256 / 224), antialias=True)
-            centre: Tensor = v2.functional.center_crop(image, list(size))
-            return centre
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(hash((self.seed, index)) & 0x7FFFFFFF)  # that of the CPU alone
+        if augmented:
             return self._augment(image)
-
-
-def _together(images: list[Tensor | str]) -> Tensor | str:
-    """One batch, or what is wrong with one of its images."""
-    broken = next((image for image in images if isinstance(image, str)), None)
-    return torch.stack([image for image in images if isinstance(image, Tensor)]) if broken is None else broken
+        size = self.shape[1:]
+        image = v2.functional.resize(image, round(min(size) * 256 / 224), antialias=True)
+        centre: Tensor = v2.functional.center_crop(image, list(size))
+        return centre
 
 
 def read_image(place: Place, channels: int) -> Tensor:

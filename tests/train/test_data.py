@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import random
 import tarfile
 from pathlib import Path
 
@@ -18,12 +20,12 @@ from prunecli.train.split import GREY, ArraySplit, FileSplit, Normalisation, cro
 
 
 def folder(root: Path, size: int, names: tuple[str, str] = ("train", "test")) -> str:
-    random = np.random.default_rng(0)
+    drawn = np.random.default_rng(0)
     for split in names:
         for number, label in enumerate(("cat", "dog")):
             (root / split / label).mkdir(parents=True)
             for i in range(6):
-                pixels = random.integers(0, 100, (size, size, 3), dtype=np.uint8) + 100 * number
+                pixels = drawn.integers(0, 100, (size, size, 3), dtype=np.uint8) + 100 * number
                 Image.fromarray(pixels.astype(np.uint8)).save(root / split / label / f"{i}.png")
     return f"folder:{root}"
 
@@ -139,10 +141,13 @@ def test_a_users_function(tmp_path: Path) -> None:
 
 
 USERS = """
+import os
+import random
+
 import numpy as np
 import torch
 
-GOOD = torch.rand(8, 1, 4, 4), torch.arange(8) % 2
+GOOD = torch.zeros(8, 1, 4, 4), torch.arange(8) % 2
 
 def raises():
     raise ValueError("no such bucket")
@@ -180,6 +185,23 @@ def flat():
 def no_number():
     return items(torch.rand(1, 4, 4), torch.eye(2)[0])
 
+class Draws(dict):
+    def __getitem__(self, number):
+        drawn = torch.rand(()), np.random.rand(), random.random()
+        return torch.tensor([[drawn, (number, os.getpid(), 0)]]).double(), number % 2
+
+def draws():
+    return Draws.fromkeys(range(8)), Draws.fromkeys(range(8))
+
+class Dies(dict):
+    def __getitem__(self, number):
+        if torch.utils.data.get_worker_info():
+            os._exit(1)
+        return torch.rand(1, 4, 4), number % 2
+
+def dies():
+    return Dies.fromkeys(range(8)), GOOD
+
 class Gone(dict):
     def __getitem__(self, number):
         if number < 7:
@@ -212,6 +234,40 @@ def test_a_users_mistake_is_named(name: str, message: str, tmp_path: Path) -> No
     (tmp_path / "mine.py").write_text(USERS)
     with pytest.raises(DataError, match=message):
         list(open_data(f"{tmp_path}/mine.py:{name}", (1, 4, 4), 2).train.batches([torch.arange(8)]))
+
+
+def test_what_a_users_images_draw_follows_from_seed_and_index(tmp_path: Path) -> None:
+    """Whoever reads them, in whatever batch; a resumed run and more processes see the same."""
+    (tmp_path / "mine.py").write_text(USERS)
+
+    def seen(workers: int, batches: list[list[int]], seed: int | None) -> torch.Tensor:
+        found = torch.cat(list(splits[workers].batches([torch.tensor(batch) for batch in batches], seed)))
+        assert ((found[:, 0, 1, 1] == os.getpid()) == (workers == 0)).all()
+        return found[found[:, 0, 1, 0].argsort(), 0, 0]
+
+    def states() -> list[object]:
+        return [random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()]
+
+    before = states()
+    splits = [open_data(f"{tmp_path}/mine.py:draws?workers={workers}", (1, 2, 3), 2).train for workers in range(3)]
+    here = seen(0, [[0, 1, 2, 3], [4, 5, 6, 7]], 1)
+    assert torch.equal(seen(2, [[5, 2, 4], [7, 0, 1, 3, 6]], 1), here)
+    assert len(here.unique(dim=0)) == 8
+    assert not torch.isin(here, seen(0, [[*range(8)]], 2)).any()
+    assert torch.equal(seen(0, [[*range(8)]], None), seen(1, [[7, 6, 5, 4], [3, 2, 1, 0]], None))
+    assert states() == before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("dies?workers=1", "the images cannot be read: "), ("gone?workers=2", "item 7 of the data set cannot be read"),
+     ("draws?workers=many", "workers=many is no count"), ("draws?mean=0.5", "unknown option mean")],
+)  # fmt: skip
+def test_what_goes_wrong_with_workers_is_told(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(USERS)
+    with pytest.raises(DataError, match=message) as caught:
+        list(open_data(f"{tmp_path}/mine.py:{text}", (1, 4, 4), 2).train.batches([torch.arange(4), torch.arange(4, 8)]))
+    assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize("item", [torch.rand(3, 4, 4), (torch.rand(3, 4, 4), None), (torch.rand(3, 4, 4), "a.png")])
