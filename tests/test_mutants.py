@@ -113,8 +113,8 @@ MUTANTS = {
     ),
     "concatenation forgets the order": Mutant(
         "graph/rules/join.py",
-        "        joined.append(along(torch.cat(parts), dim, ndim))",
-        "        joined.append(along(torch.cat(parts[::-1]), dim, ndim))",
+        "        joined.append(along(np.concatenate(parts), dim, ndim))",
+        "        joined.append(along(np.concatenate(parts[::-1]), dim, ndim))",
         "graph/test_channels.py::test_concatenation_keeps_the_parts_apart",
     ),
     "magnitudes make up for nothing": Mutant(
@@ -167,9 +167,33 @@ MUTANTS = {
     ),
     "other heads of what is left are not noticed": Mutant(
         "surgery/trial.py",
-        "        return any(a != b for a, b in zip(self._sized[old], self.tape.shapes[new], strict=False))",
+        "        return any(a != b for a, b in zip(self.forecast.shapes[old], self.tape.shapes[new], strict=False))",
         "        return False",
         "surgery/test_attention.py::test_other_heads_of_what_is_left_are_noticed",
+    ),
+    "a number that follows the width comes true": Mutant(
+        "graph/follow.py",
+        "        return kind is type(here) and bool(told == here)",
+        "        return True",
+        "graph/test_follow.py::test_what_differs_is_seen[scaled]",
+    ),
+    "two operands may change places": Mutant(
+        "graph/follow.py",
+        "self._number_of.get(id(here)) == told.index",
+        "True",
+        "graph/test_follow.py::test_what_differs_is_seen[swapped]",
+    ),
+    "a shape need not come true": Mutant(
+        "graph/follow.py",
+        "            if number in self._seen and tensor.shape != self._shapes[number]:",
+        "            if False:",
+        "graph/test_follow.py::test_what_differs_is_seen[wider]",
+    ),
+    "every op is taken to be plain": Mutant(
+        "surgery/forecast.py",
+        "            return op.name in PLAIN\n",
+        "            return True\n",
+        "zoo/test_user_models.py::test_what_comes_true_is_right_when_it_is_inspected[InPlacePart]",
     ),
     "a scale may follow the width": Mutant(
         "surgery/trial.py",
@@ -185,7 +209,7 @@ MUTANTS = {
     ),
     "layers that share a number lose other counts": Mutant(
         "graph/channels.py",
-        "        book.equal_counts(torch.cat(rows))\n",
+        "        book.equal_counts(np.concatenate(rows))\n",
         "        pass\n",
         "pipeline/test_in_memory.py::test_one_number_for_several_layers",
     ),
@@ -407,7 +431,7 @@ MUTANTS = {
     ),
     "inference mode hides ops": Mutant(
         "graph/tape.py",
-        "if torch.is_inference_mode_enabled() and _is_composite(func):",
+        "if kind.composite and torch.is_inference_mode_enabled():",
         "if False:",
         "graph/test_tape.py::test_inference_mode_hides_nothing",
     ),

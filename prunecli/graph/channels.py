@@ -21,6 +21,7 @@ from prunecli.graph.rules.layout import LAYOUT
 from prunecli.graph.tape import Example, Tape, record
 
 Dims = tuple[int, ...]
+Slots = dict[tuple[str, int], Ints]  # ids along a dim of a parameter
 DEFAULT = Views()
 
 
@@ -106,9 +107,9 @@ class Channels:
         """Number of channels, channel 0 included."""
         return len(self.frozen)
 
-    def of(self, ids: torch.Tensor) -> Ints:
+    def of(self, ids: Ints) -> Ints:
         """Channels of some ids, in their shape."""
-        found: Ints = self.channel_of[ids.numpy()]
+        found: Ints = self.channel_of[ids]
         return found
 
     @cached_property
@@ -193,14 +194,13 @@ def written(group: Group, channels: Channels) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def label_parameters(tape: Tape, book: Book) -> dict[tuple[str, int], torch.Tensor]:
+def label_parameters(tape: Tape, book: Book) -> Slots:
     """A fresh id for each index of each dim longer than 1 of each parameter and buffer."""
     shapes = ((name, tape.shapes[index]) for name, index in tape.params.items())
-    sizes = {(name, dim): size for name, shape in shapes for dim, size in enumerate(shape) if size > 1}
-    return dict(zip(sizes, book.fresh(sum(sizes.values())).split([*sizes.values()]), strict=True))
+    return {(name, dim): book.fresh(size) for name, shape in shapes for dim, size in enumerate(shape) if size > 1}
 
 
-def walk(tape: Tape, slots: dict[tuple[str, int], torch.Tensor], book: Book) -> dict[int, Labels]:
+def walk(tape: Tape, slots: Slots, book: Book) -> dict[int, Labels]:
     """Apply the rule of every op that matters in order; freeze what reaches the model's outputs."""
     known: dict[int, Labels] = {}
     for (name, dim), ids in slots.items():
@@ -286,7 +286,7 @@ def _drop_fixed_sizes(book: Book) -> None:
     channel_of = components(book.next_id, book.ties)
     frozen = _first_freezes(book, channel_of) < len(book.freezes)
     for number, told in enumerate(book.told):
-        ids = (None if own is None or frozen[channel_of[own.numpy()]].all() else own for own in told.ids)
+        ids = (None if own is None or frozen[channel_of[own]].all() else own for own in told.ids)
         book.told[number] = replace(told, ids=tuple(ids)) if is_unclear(told) else told
 
 
@@ -308,19 +308,17 @@ def _freeze_literals(module: nn.Module, book: Book) -> None:
 
 def _share_numbers(module: nn.Module, book: Book) -> None:
     """Sizes that one attribute holds stay equal."""
-    held: dict[tuple[str, str], list[torch.Tensor]] = {}
+    held: dict[tuple[str, str], list[Ints]] = {}
     for told in (told for told in book.told if told.one_by_one):
         for path, name, place in holders(module, told):
             ids = None if isinstance(place, slice) else told.ids[place]
             if ids is not None:
                 held.setdefault((path, name), []).append(ids.reshape(1, -1))
     for rows in held.values():
-        book.equal_counts(torch.cat(rows))
+        book.equal_counts(np.concatenate(rows))
 
 
-def _train_pass(
-    module: nn.Module, example: Example, slots: dict[tuple[str, int], torch.Tensor], book: Book
-) -> set[str]:
+def _train_pass(module: nn.Module, example: Example, slots: Slots, book: Book) -> set[str]:
     """Ties and freezes of the forward pass in training mode; a model that cannot train on this input adds none."""
     pair = example.map(lambda t: torch.cat([t, t]) if t.ndim else t)  # batch norm wants two values
     try:
@@ -336,7 +334,7 @@ def _train_pass(
 
 def connect(
     tape: Tape,
-    slots: dict[tuple[str, int], torch.Tensor],
+    slots: Slots,
     labels: dict[int, Labels],
     book: Book,
 ) -> Channels:
@@ -344,11 +342,13 @@ def connect(
     channel_of = components(book.next_id, book.ties)
     first = _first_freezes(book, channel_of)
     frozen = first < len(book.freezes)
-    reasons = {channel: book.freezes[first[channel]].reason for channel in np.flatnonzero(frozen).tolist()}
+    texts = [freeze.reason for freeze in book.freezes]
+    reasons = dict(zip(np.flatnonzero(frozen).tolist(), (texts[n] for n in first[frozen].tolist()), strict=True))
+    no_channels = np.array([*(text.startswith(NOT_A_CHANNEL) for text in texts), False])[first]
     frozen[0] = True
-    placed = tuple(Slot(name, dim, channel_of[ids.numpy()]) for (name, dim), ids in slots.items())
+    placed = tuple(Slot(name, dim, channel_of[ids]) for (name, dim), ids in slots.items())
     equal, filters, aligned = (
-        {rows.tobytes(): rows for rows in (channel_of[block.numpy()] for block in found) if not frozen[rows].all()}
+        {rows.tobytes(): rows for rows in (channel_of[block] for block in found) if not frozen[rows].all()}
         for found in (book.blocks, book.filters, book.aligned)
     )
     blocks = refined([*equal.values()])
@@ -358,7 +358,7 @@ def connect(
     members = _occurrences(placed, len(frozen))
     return Channels(
         tape, labels, channel_of, frozen, np.zeros_like(frozen), reasons,
-        placed, members, _group(placed, members, frozen, reasons),
+        placed, members, _group(placed, members, no_channels, frozen, reasons),
         tuple(blocks), tuple(filters.values()), tuple(aligned.values()), tuple(book.splits),
         tuple(book.mixed), tuple(book.sums), tuple(book.reads), tuple(book.pads), tuple(book.told), tuple(book.normed),
         dict(book.unknown),
@@ -369,14 +369,14 @@ def _first_freezes(book: Book, channel_of: Ints) -> Ints:
     """(channels,) the number of the first freeze of each channel; that of freezes in all where it has none."""
     first = np.full(int(channel_of.max()) + 1, len(book.freezes))
     for number, freeze in reversed([*enumerate(book.freezes)]):
-        first[channel_of[freeze.ids.numpy()]] = number
+        first[channel_of[freeze.ids]] = number
     return first
 
 
-def components(count: int, ties: Sequence[tuple[torch.Tensor, ...]]) -> Ints:
-    """The component of each id in [0, count), tied by pairs of tensors of one shape; that of id 0 is 0."""
+def components(count: int, ties: Sequence[tuple[Ints, ...]]) -> Ints:
+    """The component of each id in [0, count), tied by pairs of arrays of one shape; that of id 0 is 0."""
     none = np.zeros(0, dtype=np.int64)
-    first, second = (np.concatenate([none, *(tie[side].numpy().ravel() for tie in ties)]) for side in (0, 1))
+    first, second = (np.concatenate([none, *(tie[side].ravel() for tie in ties)]) for side in (0, 1))
     graph = coo_matrix((np.ones(len(first), dtype=np.int8), (first, second)), shape=(count, count))
     _, labels = connected_components(graph, directed=False)
     return np.asarray(labels, dtype=np.int64)
@@ -392,15 +392,14 @@ def _occurrences(slots: tuple[Slot, ...], count: int) -> csr_matrix:
 
 
 def _group(
-    slots: tuple[Slot, ...], slot_members: csr_matrix, frozen: Bools, reasons: dict[int, str]
+    slots: tuple[Slot, ...], slot_members: csr_matrix, no_channels: Bools, frozen: Bools, reasons: dict[int, str]
 ) -> tuple[Group, ...]:
     """Collect channels that occur in the same slots, in order of those slots."""
     by_channel = slot_members.T.tocsr()
     by_channel.sort_indices()
-    hidden = np.zeros(len(frozen), dtype=np.bool_)
-    hidden[[channel for channel, reason in reasons.items() if reason.startswith(NOT_A_CHANNEL)]] = True
-    hidden &= np.diff(by_channel.indptr) == 1  # a kernel's dim; one that is shared is somebody's channels after all
-    members = np.flatnonzero((np.diff(by_channel.indptr) > 0) & ~hidden)
+    places = np.diff(by_channel.indptr)
+    hidden = no_channels & (places == 1)  # a kernel's dim; one that is shared is somebody's channels after all
+    members = np.flatnonzero((places > 0) & ~hidden)
     # a random number for each slot: their sum (mod 2^63) stands for the set of slots
     numbers = np.random.default_rng(0).integers(0, 2**63, len(slots), dtype=np.int64)
     keys = (by_channel @ numbers)[members] * 2 + frozen[members]

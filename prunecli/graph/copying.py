@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from prunecli.graph.shapes import alike
 from prunecli.graph.tensors import Module, named_tensors, submodules
@@ -34,12 +33,12 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
     known = memo.get(id(module))
     if known is not None:
         return known  # type: ignore[no-any-return]
-    kind = type(module)
-    parametrized = parametrize.is_parametrized(module) and _is_plain(kind.__base__)
-    state: Any = vars(module) if parametrized else module.__getstate__() if _is_plain(kind) else None  # type: ignore[no-untyped-call, arg-type]
+    kind: Any = type(module)
+    parametrized = "parametrizations" in module._modules and _is_plain(kind.__base__)
+    state: Any = vars(module) if parametrized else module.__getstate__() if _is_plain(kind) else None  # type: ignore[no-untyped-call]
     if not isinstance(state, dict):
         return copy.deepcopy(module, memo)
-    twin = kind.__new__(kind)
+    twin: Module = kind.__new__(kind)
     memo[id(module)] = twin
     values = _values(state, memo)
     if parametrized:  # as torch copies them: their state may be no argument
@@ -136,23 +135,25 @@ def _values(state: dict[Any, Any], memo: Memo) -> dict[Any, Any]:
     values = dict(state)
     for name, value in state.items():
         kind = type(value)
-        if kind not in _ATOMS:
-            values[name] = kind() if kind in _CONTAINERS and not value else _value(value, memo)
+        if kind in _CONTAINERS and not value:
+            values[name] = kind()
+        elif kind not in _ATOMS:
+            values[name] = _value(value, memo)
     return values
 
 
 def _value(value: Any, memo: Memo) -> Any:
     """The copy of one attribute."""
-    kind = type(value)
     known = memo.get(id(value))
     if known is not None:
         return known
+    kind = type(value)
+    if kind is dict or kind is list:
+        return _container(value, memo)
     if kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value)):
         return value
     if isinstance(value, nn.Module):
         return copied(value, memo)
-    if kind is dict or kind is list:
-        return _container(value, memo)
     if isinstance(value, Tensor) and not value.is_leaf:  # left over from a forward pass
         return value.detach().clone()
     try:

@@ -10,9 +10,11 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+
+from prunecli.arrays import Bools, Ints
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Label:
             dims, each of their rows must lose the same number of channels.
     """
 
-    ids: Tensor
+    ids: Ints
     axis: int
 
     @property
@@ -37,11 +39,12 @@ class Label:
     def lifted(self, ndim: int) -> Label:
         """The same label on a tensor with leading dims of extent 1 (broadcasting)."""
         extra = ndim - self.ids.ndim
-        return Label(self.ids.reshape((1,) * extra + tuple(self.ids.shape)), self.axis + extra) if extra else self
+        return Label(self.ids.reshape((1,) * extra + self.ids.shape), self.axis + extra) if extra else self
 
-    def rows(self) -> Tensor:
+    def rows(self) -> Ints:
         """Ids as (rows, channels): one row for each setting of the index dims."""
-        return self.ids.movedim(self.axis, -1).reshape(-1, self.ids.shape[self.axis])
+        size = self.ids.shape[self.axis]
+        return (self.ids if size == self.ids.size else np.moveaxis(self.ids, self.axis, -1)).reshape(-1, size)
 
 
 Labels = tuple[Label, ...]
@@ -51,7 +54,7 @@ Labels = tuple[Label, ...]
 class Freeze:
     """Ids that may never be removed, and why."""
 
-    ids: Tensor
+    ids: Ints
     reason: str
 
 
@@ -76,8 +79,8 @@ class Pad:
     """Channels that a zero padding adds before and after others: a count held by a module's attributes."""
 
     module: str
-    before: Tensor
-    after: Tensor
+    before: Ints
+    after: Ints
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Counted:
     """Channels of a group norm: an attribute of the module holds the number of groups."""
 
     module: str
-    ids: Tensor
+    ids: Ints
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class Told:
 
     module: str
     sizes: tuple[int, ...]
-    ids: tuple[Tensor | None, ...]
+    ids: tuple[Ints | None, ...]
     reason: str = ""
     one_by_one: bool = True
 
@@ -118,7 +121,7 @@ class Split:
     """
 
     module: str
-    ids: Tensor
+    ids: Ints
     dims: int
 
 
@@ -195,11 +198,11 @@ class Book:
     """
 
     next_id: int = 1
-    ties: list[tuple[Tensor, ...]] = field(default_factory=list)  # pairs, of one shape
+    ties: list[tuple[Ints, ...]] = field(default_factory=list)  # pairs, of one shape
     freezes: list[Freeze] = field(default_factory=list)
-    blocks: list[Tensor] = field(default_factory=list)  # (rows, channels): equally many kept in each row
-    filters: list[Tensor] = field(default_factory=list)  # those of the blocks that are groups of a convolution
-    aligned: list[Tensor] = field(default_factory=list)  # (rows, channels): a kernel wants multiples of each row
+    blocks: list[Ints] = field(default_factory=list)  # (rows, channels): equally many kept in each row
+    filters: list[Ints] = field(default_factory=list)  # those of the blocks that are groups of a convolution
+    aligned: list[Ints] = field(default_factory=list)  # (rows, channels): a kernel wants multiples of each row
     views: Views = field(default_factory=Views)
     through_norms: bool = False
     mixed: list[Mixed] = field(default_factory=list)
@@ -213,22 +216,22 @@ class Book:
     unknown: dict[str, int] = field(default_factory=dict)  # ops without a rule, and how often
     repeated: dict[int, Repeated] = field(default_factory=dict)  # by value
     routes: dict[Hashable, list[Route]] = field(default_factory=dict)  # of layout ops; many are alike
-    _frozen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))  # by the first `_read` freezes
+    _frozen: Bools = field(default_factory=lambda: np.zeros(0, dtype=np.bool_))  # by the first `_read` freezes
     _read: int = 0
 
-    def tell(self, module: str, sizes: Sequence[int], ids: Sequence[Tensor | None], reason: str = "") -> None:
+    def tell(self, module: str, sizes: Sequence[int], ids: Sequence[Ints | None], reason: str = "") -> None:
         """An op in this module is told these sizes."""
         self.told.append(Told(module, tuple(sizes), tuple(ids), reason, bool(reason) or module in self.views.numbered))
 
-    def fresh(self, count: int) -> Tensor:
+    def fresh(self, count: int) -> Ints:
         """New ids, (count,)."""
         start, self.next_id = self.next_id, self.next_id + count
-        return torch.arange(start, self.next_id)
+        return np.arange(start, self.next_id)
 
-    def tie(self, first: Tensor, second: Tensor) -> None:
+    def tie(self, first: Ints, second: Ints) -> None:
         """Position by position, these are the same channel (broadcasting)."""
         same = first.shape == second.shape
-        self.ties.append((first, second) if same else torch.broadcast_tensors(first, second))
+        self.ties.append((first, second) if same else np.broadcast_arrays(first, second))
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """None of these channels may be removed."""
@@ -236,18 +239,18 @@ class Book:
 
     def is_frozen(self, label: Label) -> bool:
         """Whether these channels themselves were frozen up to now; those that are tied to them may not be known yet."""
-        self._frozen = pad(self._frozen, (0, self.next_id - len(self._frozen)))
+        self._frozen = np.pad(self._frozen, (0, self.next_id - len(self._frozen)))
         for freeze in self.freezes[self._read :]:
             self._frozen[freeze.ids] = True
         self._read = len(self.freezes)
         return bool(self._frozen[label.ids].all())
 
-    def equal_counts(self, rows: Tensor) -> None:
+    def equal_counts(self, rows: Ints) -> None:
         """Each row of ids must keep the same number of channels."""
-        if rows.shape[0] > 1 and not bool((rows == rows[:1]).all()):
+        if rows.shape[0] > 1 and not (rows == rows[:1]).all():
             self.blocks.append(rows)
 
-    def filter_groups(self, rows: Tensor) -> None:
+    def filter_groups(self, rows: Ints) -> None:
         """The filters of a grouped convolution, a row for each group: equal counts, and such as kernels like."""
         self.equal_counts(rows)
         self.filters.append(rows)
@@ -274,18 +277,23 @@ class Book:
         return tuple(by_axis[axis] for axis in sorted(by_axis))
 
 
-def along(ids: Tensor, axis: int, ndim: int) -> Label:
+def along(ids: Ints, axis: int, ndim: int) -> Label:
     """The same ids wherever one is on the other dims."""
-    return Label(ids.reshape([-1 if dim == axis else 1 for dim in range(ndim)]), axis)
+    return Label(ids.reshape((1,) * axis + (-1,) + (1,) * (ndim - axis - 1)), axis)
 
 
-def compact(ids: Tensor, axis: int) -> Label:
+def first_along(ids: Ints, dim: int) -> Ints:
+    """The ids at the first place of a dim, which stays."""
+    return ids[(slice(None),) * dim + (slice(0, 1),)]
+
+
+def compact(ids: Ints, axis: int) -> Label:
     """Drop the extent of every dim along which `ids` is constant, the axis excepted."""
     for dim in range(ids.ndim):
         if dim == axis or ids.shape[dim] == 1:
             continue
-        first = ids.narrow(dim, 0, 1)
-        if bool((ids == first).all()):
+        first = first_along(ids, dim)
+        if (ids == first).all():
             ids = first
     return Label(ids, axis)
 
@@ -299,7 +307,7 @@ class Route:
         axes: dims of the result along which the place on the label's axis changes.
     """
 
-    positions: Tensor
+    positions: Ints
     axes: tuple[int, ...]
 
 
@@ -311,15 +319,16 @@ def route(label: Label, shape: tuple[int, ...], run: Callable[[Tensor], Tensor])
         shape: of that argument.
         run: the op.
     """
-    count, extent = label.ids.numel(), label.ids.shape[label.axis]
+    count, extent = label.ids.size, label.ids.shape[label.axis]
     positions = torch.arange(count)
-    moved = run(positions.reshape(label.ids.shape).expand(shape))
-    is_view = moved.untyped_storage().data_ptr() == positions.untyped_storage().data_ptr()
+    result = run(positions.reshape(label.ids.shape).expand(shape))
+    is_view = result.untyped_storage().data_ptr() == positions.untyped_storage().data_ptr()
+    moved: Ints = result.numpy()
     for dim in range(moved.ndim):
-        if moved.shape[dim] > 1 and not (moved.stride(dim) and (is_view or _varies(moved, dim))):
-            moved = moved.narrow(dim, 0, 1)
-    moved = moved.clone()  # what is kept holds no more than this
-    axes = [dim for dim, size in enumerate(moved.shape) if size > 1 and moved.numel()]
+        if moved.shape[dim] > 1 and not (moved.strides[dim] and (is_view or _varies(moved, dim))):
+            moved = first_along(moved, dim)
+    moved = moved.copy()  # what is kept holds no more than this
+    axes = [dim for dim, size in enumerate(moved.shape) if size > 1 and moved.size]
     if count > extent:
         along = (moved // math.prod(label.ids.shape[label.axis + 1 :])) % extent
         axes = [dim for dim in axes if _varies(along, dim)]
@@ -342,5 +351,5 @@ def transport(label: Label, path: Route) -> tuple[Label, list[int]] | None:
     return Label(ids, axes[-1]), axes
 
 
-def _varies(values: Tensor, dim: int) -> bool:
-    return values.shape[dim] > 1 and values.numel() > 0 and not bool((values == values.narrow(dim, 0, 1)).all())
+def _varies(values: Ints, dim: int) -> bool:
+    return values.shape[dim] > 1 and values.size > 0 and not (values == first_along(values, dim)).all()

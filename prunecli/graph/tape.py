@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from prunecli.graph.copying import moved, shadow
 from prunecli.graph.shapes import shortcut
 from prunecli.graph.tensors import named_tensors, submodules
 
+Line = tuple[CodeType, int]
 _TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
 _MODULE_CALL = nn.Module._call_impl.__code__  # its frames say which module runs; hooks would cost as much as the ops
 
@@ -54,7 +55,9 @@ class Ref:
     index: int
 
 
-_PLAIN = frozenset({Ref, type(None), bool, int, float, str})
+_PLAIN = frozenset(
+    {Ref, type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format}
+)
 _LEAVES = _PLAIN | {Tensor, nn.Parameter}  # most of what ops get
 
 
@@ -64,51 +67,66 @@ def packet_name(func: Any) -> str:
     return str(func.overloadpacket)
 
 
-@cache
-def writes(func: Any) -> bool:
-    """Whether the op changes one of its arguments."""
-    return bool(func._schema.is_mutable)
-
-
 SIZED_LIKE = {"aten." + name for name in ("zeros_like", "ones_like", "full_like", "empty_like")}  # values do not matter
 # Those that torch 2.10 and 2.11 do not tag yet.
 _POINTWISE = {"aten." + n for n in ("leaky_relu", "leaky_relu_", "hardtanh_", "elu_", "celu_", "selu_", "hardsigmoid_")}
 
 
-@cache
-def is_pointwise(func: Any) -> bool:
-    """Whether each position of the result depends on that position of the arguments alone; torch tags such ops."""
-    return torch.Tag.pointwise in func.tags or packet_name(func) in _POINTWISE
-
-
-@cache
-def _is_composite(func: Any) -> bool:
-    """Whether an op is made of others."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
-
-
 @dataclass(frozen=True, slots=True)
+class Kind:
+    """What is true of every call of an op.
+
+    Attributes:
+        name: the op without its overload: ``aten.convolution``.
+        writes: whether it changes one of its arguments.
+        pointwise: whether each position of the result depends on that position of the arguments alone; torch tags
+            such ops.
+        composite: whether it is made of others.
+    """
+
+    name: str
+    writes: bool
+    pointwise: bool
+    composite: bool
+
+
+@cache
+def kind_of(func: Any) -> Kind:
+    """What is true of every call of `func`."""
+    name = packet_name(func)
+    pointwise = torch.Tag.pointwise in func.tags or name in _POINTWISE
+    composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    return Kind(name, bool(func._schema.is_mutable), pointwise, composite)
+
+
+@dataclass(slots=True, eq=False)
 class Op:
     """One recorded call.
 
     `refs` are its tensor arguments in order, `clobbers` older values that an in-place write has changed behind
-    their back.
+    their back; `line` is the innermost one of the model's Python that is not torch's.
     """
 
     index: int
     func: Any
+    kind: Kind
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     refs: tuple[Ref, ...]
     outputs: tuple[int, ...]
     clobbers: tuple[int, ...]
     module: str
-    source: str
+    line: Line | None
 
     @property
     def name(self) -> str:
         """The op without its overload: ``aten.convolution``."""
-        return packet_name(self.func)
+        return self.kind.name
+
+    @property
+    def source(self) -> str:
+        """File and number of the line."""
+        return _written(self.line)
 
     @property
     def where(self) -> str:
@@ -143,8 +161,8 @@ class Tape:
         wanted, own, found = set(self.outputs), set(self.params.values()) if unseen else set[int](), []
         for op in reversed(self.ops):
             reads = [ref.index for ref in op.refs]
-            runs = unseen and (is_pointwise(op.func) or own.intersection(reads))
-            if runs or writes(op.func) or wanted.intersection(op.outputs):
+            runs = unseen and (op.kind.pointwise or not own.isdisjoint(reads))
+            if runs or op.kind.writes or not wanted.isdisjoint(op.outputs):
                 wanted.update(reads)
                 found.append(op)
         return found[::-1]
@@ -158,7 +176,7 @@ class Tape:
         read = {ref.index for op in self.ops for ref in op.refs}
         found = {index for op in self.ops for index in op.outputs if index not in read}.union(self.outputs)
         for op in reversed(self.ops):
-            looks = not op.outputs or writes(op.func) or found.intersection(op.outputs)
+            looks = not op.outputs or op.kind.writes or not found.isdisjoint(op.outputs)
             if looks and op.name not in SIZED_LIKE:
                 found.update(ref.index for ref in op.refs)
         return found
@@ -227,10 +245,9 @@ def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
         return tree
     if isinstance(tree, Tensor):
         return function(tree)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(_map_tensors(item, function) for item in tree))
     if isinstance(tree, list | tuple):
-        return type(tree)(_map_tensors(item, function) for item in tree)
+        items = [item if type(item) in _PLAIN else _map_tensors(item, function) for item in tree]
+        return type(tree)(*items) if hasattr(tree, "_fields") else items if type(tree) is list else type(tree)(items)
     if isinstance(tree, dict):
         return {key: _map_tensors(item, function) for key, item in tree.items()}
     return tree
@@ -284,6 +301,12 @@ def _record_on_meta(module: nn.Module, example: Example, train: bool) -> Tape:
             return _record(module, example, train)
 
 
+def set_mode(module: nn.Module, *, train: bool) -> None:
+    """Training or eval mode for all of it; torch takes as long to set it again as for a dozen ops."""
+    if any(part.training != train for _, part in submodules(module)):
+        module.train(train)
+
+
 def _wants_data(error: ForwardError) -> bool:
     """Whether it is the meta device that a forward pass does not like."""
     cause = str(error.__cause__).lower()
@@ -291,14 +314,14 @@ def _wants_data(error: ForwardError) -> bool:
 
 
 def _record(module: nn.Module, example: Example, train: bool) -> Tape:
-    module.train(train)
+    set_mode(module, train=train)
     recorder = _Recorder(module)
     recorder.tape.training = train
     for name, tensor in named_tensors(module):
         recorder.tape.params[name] = recorder.value_of(tensor)
     recorder.tape.inputs = tuple(recorder.value_of(tensor) for tensor in example.tensors())
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused(), recorder:
+        with unobtrusive(), recorder:
             output = module(*example.args, **example.kwargs)
     except Exception as error:  # the user's forward may raise anything
         raise ForwardError(error, *recorder.place_of(error)) from error
@@ -324,6 +347,13 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
+@contextlib.contextmanager
+def unobtrusive() -> Iterator[None]:
+    """How forward passes are looked at: without gradients, with attention in parts, and no random number is missed."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), unfused():
+        yield
+
+
 class _Recorder(TorchDispatchMode):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -342,24 +372,26 @@ class _Recorder(TorchDispatchMode):
         """`_place` where the error was raised."""
         frames = [*traceback.walk_tb(error.__traceback__)][::-1]
         modules = (path for frame, _ in frames if (path := self._module_in(frame)) is not None)
-        own = ((frame.f_code.co_filename, line) for frame, line in frames if not _of_torch(frame.f_code.co_filename))
-        return next(modules, ""), next((_line(*place) for place in own), "")
+        own = ((frame.f_code, number) for frame, number in frames if not _of_torch(frame.f_code.co_filename))
+        return next(modules, ""), _written(next(own, None))
 
     def _module_in(self, frame: FrameType) -> str | None:
         """Path of the module that this frame calls, if it calls one of the model's."""
         return self._paths.get(id(frame.f_locals["self"])) if frame.f_code is _MODULE_CALL else None
 
-    def _place(self, frame: FrameType | None) -> tuple[str, str]:
+    def _place(self, frame: FrameType | None) -> tuple[str, Line | None]:
         """Path of the innermost module that runs, and the innermost line of the model's Python that is not torch's."""
-        module, source = None, ""
-        while frame is not None and frame.f_code is not _record.__code__ and (module is None or not source):
-            if module is None:
-                module = self._module_in(frame)
-            path = frame.f_code.co_filename
-            if not source and not _of_torch(path):
-                source = _line(path, frame.f_lineno)
+        module, line = None, None
+        while frame is not None and (module is None or line is None):
+            code = frame.f_code
+            if code is _MODULE_CALL:
+                module = self._module_in(frame) if module is None else module
+            elif code is _record.__code__:
+                break
+            elif line is None and not _of_torch(code.co_filename):
+                line = code, frame.f_lineno
             frame = frame.f_back
-        return module or "", source
+        return module or "", line
 
     def value_of(self, tensor: Tensor) -> int:
         if id(tensor) not in self._current:
@@ -373,30 +405,30 @@ class _Recorder(TorchDispatchMode):
         self.tape.shapes.append(tuple(tensor.shape))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.is_inference_mode_enabled() and _is_composite(func):  # elsewhere they arrive in parts
+        kind, kwargs = kind_of(func), kwargs or {}
+        if kind.composite and torch.is_inference_mode_enabled():  # elsewhere they arrive in parts
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
         refs: list[Ref] = []
 
         def to_ref(tensor: Tensor) -> Ref:
             is_new = id(tensor) not in self._current
-            refs.append(Ref(self.value_of(tensor)))
+            ref = Ref(self.value_of(tensor))
+            refs.append(ref)
             if is_new and not tensor.is_meta and tensor.numel() == 1:
-                self.tape.numbers[refs[-1].index] = tensor.item()
-            return refs[-1]
+                self.tape.numbers[ref.index] = tensor.item()
+            return ref
 
         ref_args = tuple([_map_tensors(argument, to_ref) for argument in args])
         ref_kwargs = {name: _map_tensors(argument, to_ref) for name, argument in kwargs.items()}
-        result = None if kwargs else shortcut(packet_name(func), args)
+        result = None if kwargs else shortcut(kind.name, args)
         if result is None:
             result = func(*args, **kwargs)
-        clobbers = self._after_write(func, args, kwargs) if writes(func) else ()
-        outputs = tuple(self.value_of(t) for t in output_tensors(result))
-        module, source = self._place(sys._getframe(1))
-        self.tape.ops.append(
-            Op(len(self.tape.ops), func, ref_args, ref_kwargs, tuple(refs), outputs, clobbers, module, source)
-        )
+        clobbers = self._after_write(func, args, kwargs) if kind.writes else ()
+        outputs = tuple([self.value_of(tensor) for tensor in output_tensors(result)])
+        module, line = self._place(sys._getframe(1))
+        ops = self.tape.ops
+        ops.append(Op(len(ops), func, kind, ref_args, ref_kwargs, tuple(refs), outputs, clobbers, module, line))
         return result
 
     def _after_write(self, func: Any, args: Any, kwargs: Any) -> tuple[int, ...]:
@@ -417,8 +449,8 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _line(path: str, number: int) -> str:
-    return f"{os.path.basename(path)}:{number}"
+def _written(line: Line | None) -> str:
+    return f"{os.path.basename(line[0].co_filename)}:{line[1]}" if line else ""
 
 
 @cache

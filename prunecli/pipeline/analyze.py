@@ -6,9 +6,9 @@ import difflib
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from prunecli.arrays import Ints
 from prunecli.checkpoint.read import read
 from prunecli.cost.count import flops as count_flops
 from prunecli.cost.measure import flops_by_op
@@ -180,5 +180,5 @@ def _why(channels: Channels, group: Group, role: str) -> WhyFacts:
     return WhyFacts(role, group_facts(channels, group), ties, list(dict.fromkeys(readers)))
 
 
-def _of(channels: Channels, ids: torch.Tensor) -> set[int]:
+def _of(channels: Channels, ids: Ints) -> set[int]:
     return set(channels.of(ids.reshape(-1)).tolist())

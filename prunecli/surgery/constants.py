@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunecli.graph.rules.layout import LAYOUT
 from prunecli.graph.rules.pointwise import ELEMENTWISE
-from prunecli.graph.tape import Op, Ref, Tape, flatten, is_pointwise
+from prunecli.graph.tape import Op, Ref, Tape, flatten
 
 Field = Tensor | None
 Fields = dict[int, Field]
@@ -58,7 +58,7 @@ def _evaluate(op: Op, tape: Tape, fields: Fields) -> list[Field]:
         return _layout(op, tape, fields)
     if op.name in _NO_VALUE:
         return nothing
-    if refs and (op.name in ELEMENTWISE or is_pointwise(op.func)):
+    if refs and (op.name in ELEMENTWISE or op.kind.pointwise):
         return [_pointwise(op, tape, fields), *nothing[1:]]
     return nothing
 

@@ -10,7 +10,6 @@ from functools import partial
 from operator import attrgetter
 
 import numpy as np
-import torch
 from torch import nn
 
 from prunecli.arrays import Bools
@@ -160,8 +159,8 @@ class _Sift:
         for number, group in enumerate(touched):
             number_of[group.channels] = number
         met = (np.unique(number_of[rows]) for rows in self.channels.blocks)
-        ties = [torch.from_numpy(numbers[numbers >= 0]) for numbers in met]
-        together = components(len(touched), [torch.broadcast_tensors(t[:1], t) for t in ties])
+        ties = [numbers[numbers >= 0] for numbers in met]
+        together = components(len(touched), [np.broadcast_arrays(t[:1], t) for t in ties])
         found: dict[int, Bundle] = {}
         for label, group in zip(together.tolist(), touched, strict=True):
             found.setdefault(label, []).append(group)

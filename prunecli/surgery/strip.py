@@ -129,7 +129,7 @@ def _take(read: Read, module: nn.Module, channels: Channels, fields: Fields, bor
     """Constants along the read dim, zero where the product is zero anyway."""
     values, weights = _along(fields.get(read.a), read.a_label), _along_zero(fields.get(read.b), read)
     channel = channels.of(read.a_label.rows().reshape(-1))
-    if read.b_label.rows().numel() > len(channel):
+    if read.b_label.rows().size > len(channel):
         channel = channels.of(read.b_label.rows().reshape(-1))
     constant = _laid_out(values, len(channel), np.nan)
     constant[_laid_out(weights, len(channel), False)] = 0.0

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from torch import nn
 
 from prunecli.arrays import Bools, Ints
 from prunecli.graph.channels import Channels, components, walk
 from prunecli.graph.labels import Book, Labels
-from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, is_pointwise, record_private
+from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, record_private
 from prunecli.graph.tensors import submodules
 from prunecli.surgery.apply import cut
+from prunecli.surgery.forecast import Forecast
 
 # Ops that take parts of a tensor at positions that Python code names.
 PARTS = {
@@ -37,14 +37,23 @@ class Trouble:
 
 
 def trial(module: nn.Module, example: Example, channels: Channels, removed: Bools) -> Trouble | None:
-    """What would go wrong with this cut, or None. Nothing is computed where shapes tell, on the meta device."""
-    smaller, _ = cut(module, channels, removed, device=None if channels.tape.needs_data else "meta")
+    """What would go wrong with this cut, or None."""
+    forecast = Forecast(channels, removed)
+    if forecast.is_plain and forecast.comes_true(module, example):
+        return None
+    return inspected(module, example, forecast)
+
+
+def inspected(module: nn.Module, example: Example, forecast: Forecast) -> Trouble | None:
+    """What is wrong with the smaller model; nothing is computed where shapes tell, on the meta device."""
+    device = None if forecast.channels.tape.needs_data else "meta"
+    smaller, _ = cut(module, forecast.channels, forecast.removed, device=device)
     rewritten = _rewritten(module, smaller)  # before it runs, which may exchange its parts
     try:
         tape = record_private(smaller, example)
     except ForwardError as error:
         return Trouble(f"the cut {error.problem.removeprefix('the ')}", error.module)
-    found = _Trial(channels, removed, tape, rewritten)
+    found = _Trial(forecast, tape, rewritten)
     checks = (found.outputs, found.sizes, found.numbers, found.meetings, found.parts)
     return next((trouble for check in checks if (trouble := check())), None)
 
@@ -60,16 +69,24 @@ class _Trial:
     """The forward pass of the smaller model beside that of the model.
 
     Attributes:
-        channels: of the model.
-        removed: (channels,) the cut.
+        forecast: what it should look like.
         tape: of the smaller model.
         rewritten: modules that compute in another way now.
     """
 
-    channels: Channels
-    removed: Bools
+    forecast: Forecast
     tape: Tape
     rewritten: Collection[str]
+
+    @property
+    def channels(self) -> Channels:
+        """Of the model before the cut."""
+        return self.forecast.channels
+
+    @property
+    def removed(self) -> Bools:
+        """(channels,) the cut."""
+        return self.forecast.removed
 
     @property
     def data_decides(self) -> bool:
@@ -96,7 +113,7 @@ class _Trial:
         """
         if self.data_decides:
             return None
-        used = {ref.index for op in self.channels.tape.live_ops(unseen=True) for ref in op.refs}
+        used = self.forecast.used
         for path, ops, now in self.modules:
             pairs = zip(ops, now, strict=False)  # what follows another op is a copy more or less
             for old, new in itertools.takewhile(lambda pair: pair[0].name == pair[1].name, pairs):
@@ -107,22 +124,7 @@ class _Trial:
 
     def _resized(self, old: int, new: int) -> bool:
         """Whether a value has another size along some dim than the channels there say."""
-        return any(a != b for a, b in zip(self._sized[old], self.tape.shapes[new], strict=False))
-
-    @cached_property
-    def _sized(self) -> list[tuple[int, ...]]:
-        """The shape of each value of the model after the cut, as its channels say."""
-        stays, shapes = ~self.removed[self.channels.channel_of], list(self.channels.tape.shapes)
-        counts: dict[tuple[int, int], int] = {}  # most ops hand on the ids that they get
-        for index, labels in self.channels.labels.items():
-            shape = [*shapes[index]]
-            for label in labels:
-                key = id(label.ids), label.axis
-                if key not in counts:
-                    counts[key] = int(np.count_nonzero(stays[label.rows()[0].numpy()]))
-                shape[label.axis] = counts[key]
-            shapes[index] = tuple(shape)
-        return shapes
+        return any(a != b for a, b in zip(self.forecast.shapes[old], self.tape.shapes[new], strict=False))
 
     def numbers(self) -> Trouble | None:
         """Factors and summands stay: a scale that follows the width would change them."""
@@ -138,7 +140,7 @@ class _Trial:
 
     def _numbers(self, tape: Tape, op: Op) -> list[complex]:
         """All floats, and integers where they are neither sizes nor counts that data decides on."""
-        kinds = (int, float) if is_pointwise(op.func) and not self.data_decides else (float,)
+        kinds = (int, float) if op.kind.pointwise and not self.data_decides else (float,)
         told = [leaf for leaf in flatten((op.args, dict(op.kwargs))) if type(leaf) in kinds]
         in_tensors = (tape.numbers[ref.index] for ref in op.refs if ref.index in tape.numbers)
         return told + [number for number in in_tensors if type(number) is float or not self.data_decides]
@@ -174,7 +176,7 @@ class _Trial:
     def _holds_others(self, old: int, new: int) -> bool:
         """Whether a value holds other channels of parameters along some dim than before; one alone has no label."""
         labels, merged = self._walked
-        ids = {label.axis: label.ids.numpy() for label in labels.get(new, ())}
+        ids = {label.axis: label.ids for label in labels.get(new, ())}
         shape = self.tape.shapes[new]
         for label in self.channels.labels.get(old, ()):
             if label.axis >= len(shape) or shape[label.axis] < 2:
@@ -200,13 +202,12 @@ class _Trial:
         return found
 
 
-def _by_position(channels: Ints, book: Book) -> torch.Tensor:
+def _by_position(channels: Ints, book: Book) -> Ints:
     """Ids of the positions of a dim: their channels; where that is one for all, fresh ones tied to it, which labels
     tell apart.
     """
-    ids = torch.from_numpy(channels)
     if channels[0] != channels[-1] or (channels != channels[0]).any():
-        return ids
-    positions = book.fresh(len(ids))
-    book.tie(positions, ids)
+        return channels
+    positions = book.fresh(len(channels))
+    book.tie(positions, channels)
     return positions

@@ -18,7 +18,6 @@ from prunecli.graph.labels import Book, Labels
 from prunecli.graph.rules import convolution, join, layout, norm, pattern  # noqa: F401 - their rows
 from prunecli.graph.rules.call import RULES, Call, unknown
 from prunecli.graph.rules.pointwise import pointwise
-from prunecli.graph.tape import is_pointwise
 
 
 def apply(call: Call, book: Book) -> list[Labels]:
@@ -29,7 +28,7 @@ def apply(call: Call, book: Book) -> list[Labels]:
     """
     known = RULES.get(call.op.name)
     if known is None:
-        known = pointwise if is_pointwise(call.op.func) else unknown
+        known = pointwise if call.op.kind.pointwise else unknown
     labels = known(call, book)
     if len(labels) != len(call.op.outputs):
         outputs = f"gives labels for {len(labels)} outputs, the op has {len(call.op.outputs)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from prunecli.graph.labels import Book, Label, Labels, Read, along
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call, rule, unknown
 from prunecli.graph.rules.pattern import pattern
@@ -71,7 +73,7 @@ def _depthwise(call: Call, book: Book, transposed: bool) -> list[Labels]:
     if call.shape(source)[1] != groups or data is None or rows is None or (transposed and out_channels != groups):
         book.freeze(labels, f"uneven groups at {call.op.where}")
         return [()]
-    repeated = data.ids.reshape(-1).repeat_interleave(rows.ids.numel() // groups)
+    repeated = np.repeat(data.ids, rows.ids.size // groups)
     book.tie(repeated, rows.ids.reshape(-1))
     if bias is not None:
         book.tie(repeated, bias.ids.reshape(-1))
@@ -122,7 +124,7 @@ def _transposed_groups(call: Call, book: Book, groups: int) -> list[Labels]:
     assert source is not None
     assert weight is not None
     book.reads.append(Read(call.op.index, source.index, data, weight.index, rows, groups))
-    given = columns.ids.reshape(-1).repeat(groups)
+    given = np.tile(columns.ids.reshape(-1), groups)
     if bias is not None:
         book.tie(given, bias.ids.reshape(-1))
     return [(along(given, 1, len(call.out_shapes[0])),)]

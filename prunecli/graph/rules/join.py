@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from prunecli.arrays import Ints
 from prunecli.graph.labels import Book, Label, Labels, Pad, along
 from prunecli.graph.rules import repetition
 from prunecli.graph.rules.call import RULES, Call, rule
@@ -34,11 +34,11 @@ def cat(call: Call, book: Book) -> list[Labels]:
     joined = list(book.merge(others, f"two widths meet at {call.op.where}"))
     if any(own for _, own in ends):
         parts = [_fixed(call, book, size) if own is None else own.ids.reshape(-1) for size, own in ends]
-        joined.append(along(torch.cat(parts), dim, ndim))
+        joined.append(along(np.concatenate(parts), dim, ndim))
     return [tuple(joined)]
 
 
-def _fixed(call: Call, book: Book, size: int) -> Tensor:
+def _fixed(call: Call, book: Book, size: int) -> Ints:
     """Positions that are nobody's channels, (size,)."""
     ids = book.fresh(size)
     book.freeze((Label(ids, 0),), f"of fixed size at {call.op.where}")
@@ -53,7 +53,7 @@ def glu(call: Call, book: Book) -> list[Labels]:
     passed = []
     for label in call.labels(0):
         if label.axis == dim:
-            value, gate = book.align(label).ids.chunk(2, dim)
+            value, gate = np.split(book.align(label).ids, 2, dim)
             book.tie(value, gate)
             passed.append(Label(value, dim))
         elif dim in label.index_dims:
@@ -69,7 +69,9 @@ def stack(call: Call, book: Book) -> list[Labels]:
     refs = [r for r in call.op.args[0] if isinstance(r, Ref)]
     ndim = len(call.out_shapes[0])
     dim = int(call.op.args[1]) % ndim if len(call.op.args) > 1 else 0
-    lifted = [Label(label.ids.unsqueeze(dim), label.axis + (label.axis >= dim)) for label in _common(call, book, refs)]
+    lifted = [
+        Label(np.expand_dims(label.ids, dim), label.axis + (label.axis >= dim)) for label in _common(call, book, refs)
+    ]
     return [book.merge(lifted, f"two widths meet at {call.op.where}")]
 
 
@@ -114,6 +116,6 @@ def constant_pad(call: Call, book: Book) -> list[Labels]:
         inner = book.align(label)
         pad = Pad(call.op.module, book.fresh(before), book.fresh(after))
         book.pads.append(pad)
-        ids = torch.cat([pad.before, inner.ids.reshape(-1), pad.after])
+        ids = np.concatenate([pad.before, inner.ids.reshape(-1), pad.after])
         passed.append(along(ids, label.axis, ndim))
     return [tuple(passed)]

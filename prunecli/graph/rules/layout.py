@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
-from prunecli.graph.labels import Book, Label, Labels, Route, Split, along, compact, route, transport
+from prunecli.graph.labels import Book, Label, Labels, Route, Split, along, compact, first_along, route, transport
 from prunecli.graph.rules.call import NOT_A_CHANNEL, RULES, Call, dims_of, rule, unknown
 from prunecli.graph.tape import Ref
 
@@ -88,13 +89,14 @@ def _split(call: Call, book: Book, label: Label, axes: list[int]) -> Label:
         return _as_a_whole(book, label, axes[0], axes[1:])
     image = call.op.module in book.views.images
     heads, *width = axes if image else axes[-2:]
-    ids = label.ids.movedim((heads, *width), tuple(range(-1 - len(width), 0))).flatten(-len(width))
-    split = Split(call.op.module, ids.reshape(-1, *ids.shape[-2:])[0], len(axes))
+    ids = np.moveaxis(label.ids, (heads, *width), range(-1 - len(width), 0))
+    rows = ids[(0,) * (ids.ndim - 1 - len(width))]
+    split = Split(call.op.module, rows.reshape(len(rows), -1), len(axes))
     whole = image or book.views.splits_off_heads(call.op.module, len(split.ids))
     if not whole:
         for other in book.splits:  # queries, keys and values: a module knows one width
             if other.module == split.module and other.ids.shape[1] == split.ids.shape[1]:
-                book.equal_counts(torch.cat([other.ids, split.ids]))
+                book.equal_counts(np.concatenate([other.ids, split.ids]))
                 break
     book.splits.append(split)
     return _as_a_whole(book, label, heads, width) if whole else compact(label.ids, axes[-1])
@@ -104,7 +106,7 @@ def _as_a_whole(book: Book, label: Label, axis: int, within: list[int]) -> Label
     """What lies at one place of an axis stays or goes together."""
     first = label.ids
     for dim in within:
-        first = first.narrow(dim, 0, 1)
+        first = first_along(first, dim)
     book.tie(first, label.ids)
     return compact(first, axis)
 
@@ -147,7 +149,7 @@ def _one_per_axis(call: Call, book: Book, labels: list[Label]) -> Labels:
         by_axis.setdefault(label.axis, []).append(label)
     for found in by_axis.values():
         if len(found) > 1:
-            found.sort(key=lambda label: (book.is_frozen(label), -len(label.ids.unique())))
+            found.sort(key=lambda label: (book.is_frozen(label), -len(np.unique(label.ids))))
             book.freeze(tuple(found[1:]), f"two channel dims become one at {call.op.where}")
     return tuple(found[0] for found in by_axis.values())
 
@@ -185,7 +187,8 @@ def channel_shuffle(call: Call, book: Book) -> list[Labels]:
     groups = int(call.op.args[1])
     for label in call.labels(0):
         if label.axis == 1:
-            turns = label.rows().unflatten(1, (groups, -1))
+            rows = label.rows()
+            turns = rows.reshape(len(rows), groups, -1)
             book.tie(turns[:, :1], turns)
     return layout(call, book)
 
@@ -203,7 +206,7 @@ def index_select(call: Call, book: Book) -> list[Labels]:
 def view_as_real(call: Call, book: Book) -> list[Labels]:
     """A last dim for the two parts of a complex number."""
     del book
-    return [tuple(Label(label.ids.unsqueeze(-1), label.axis) for label in call.labels(0))]
+    return [tuple(Label(label.ids[..., None], label.axis) for label in call.labels(0))]
 
 
 @rule("aten::view_as_complex")
@@ -212,7 +215,7 @@ def view_as_complex(call: Call, book: Book) -> list[Labels]:
     last = len(call.out_shapes[0])
     book.freeze(tuple(label for label in call.labels(0) if label.axis == last), NOT_A_CHANNEL)
     kept = (book.align(label) if last in label.index_dims else label for label in call.labels(0) if label.axis != last)
-    return [tuple(Label(label.ids.squeeze(-1), label.axis) for label in kept)]
+    return [tuple(Label(label.ids[..., 0], label.axis) for label in kept)]
 
 
 @rule("aten::im2col")
@@ -221,7 +224,7 @@ def im2col(call: Call, book: Book) -> list[Labels]:
     if len(call.out_shapes[0]) != 3:
         return unknown(call, book)
     own, places = _image_channels(call, book), math.prod(call.op.args[1])
-    return [tuple(along(label.ids.reshape(-1).repeat_interleave(places), 1, 3) for label in own)]
+    return [tuple(along(np.repeat(label.ids, places), 1, 3) for label in own)]
 
 
 @rule("aten::col2im")

@@ -129,11 +129,8 @@ def reduction(call: Call, book: Book) -> list[Labels]:
         elif keepdim:
             passed.append(label)
         else:
-            gone = [d for d in sorted(reduced, reverse=True) if d < label.axis]
-            ids = label.ids
-            for dim in sorted(reduced, reverse=True):
-                ids = ids.squeeze(dim)
-            passed.append(Label(ids, label.axis - len(gone)))
+            before = sum(dim < label.axis for dim in reduced)
+            passed.append(Label(label.ids.squeeze(tuple(reduced)), label.axis - before))
     return [tuple(passed) for _ in call.op.outputs]
 
 

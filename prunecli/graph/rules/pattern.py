@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from functools import cache
 
-from torch import Tensor
+import numpy as np
 
+from prunecli.arrays import Ints
 from prunecli.graph.labels import Book, Label, Labels, Read, along
 from prunecli.graph.rules.call import NOT_A_CHANNEL, RULES, Call, Rule, rule, unknown
 from prunecli.graph.tape import Ref
@@ -132,11 +133,11 @@ def _shape_to_batch(book: Book, label: Label, letters: Letters) -> Label:
     return book.align(label)
 
 
-def _by_letters(label: Label, letters: Letters, letter: str) -> Tensor:
+def _by_letters(label: Label, letters: Letters, letter: str) -> Ints:
     """Ids as (batch or 1, channels)."""
     if "b" not in letters or letter == "b":
         return label.ids.reshape(1, -1)
-    return label.ids.movedim(label.axis, -1).reshape(label.ids.shape[letters.index("b")], -1)
+    return np.moveaxis(label.ids, label.axis, -1).reshape(label.ids.shape[letters.index("b")], -1)
 
 
 def _to_output(label: Label, letters: Letters, out: Letters, letter: str) -> Label:

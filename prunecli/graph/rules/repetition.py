@@ -11,7 +11,7 @@ from prunecli.graph.labels import Book, Label, Labels, Repeated, along
 from prunecli.graph.rules.call import RULES, Call, dims_of
 from prunecli.graph.rules.layout import layout
 from prunecli.graph.rules.norm import REDUCTIONS
-from prunecli.graph.tape import Op, Ref, is_pointwise
+from prunecli.graph.tape import Op, Ref
 
 # Zero everywhere, or still to be written.
 BLANK = {"aten.zeros", "aten.new_zeros", "aten.empty", "aten.new_empty"}
@@ -102,7 +102,7 @@ def _is_blind(call: Call, op: Op, index: int, axis: int) -> bool:
         return dims not in (None, []) and axis not in dims_of(dims, len(call.tape.shapes[index]))
     if op.name == "aten.convolution":
         return axis == 0 and op.args[1] == Ref(index)  # filters
-    return is_pointwise(op.func) or op.name in _BY_POSITION
+    return op.kind.pointwise or op.name in _BY_POSITION
 
 
 def _take_over(call: Call, book: Book, index: int, label: Label) -> None:
