@@ -18,6 +18,7 @@ from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Normed, Pa
 from prunecli.graph.rules import apply
 from prunecli.graph.rules.call import NOT_A_CHANNEL, Call
 from prunecli.graph.rules.layout import LAYOUT
+from prunecli.graph.runs import runs_of
 from prunecli.graph.tape import Example, Tape, record
 
 Dims = tuple[int, ...]
@@ -206,7 +207,7 @@ def walk(tape: Tape, slots: Slots, book: Book) -> dict[int, Labels]:
     for (name, dim), ids in slots.items():
         index = tape.params[name]
         known[index] = (*known.get(index, ()), along(ids, dim, len(tape.shapes[index])))
-    for op in tape.live_ops(unseen=True):  # they must run after a cut as well
+    for op in tape.needed:
         if op.name in LAYOUT and all(0 in tape.shapes[index] for index in op.outputs):
             continue  # an empty slice holds nobody's channels
         outputs = apply(Call(op, tape, known), book)
@@ -374,21 +375,32 @@ def _first_freezes(book: Book, channel_of: Ints) -> Ints:
 
 
 def components(count: int, ties: Sequence[tuple[Ints, ...]]) -> Ints:
-    """The component of each id in [0, count), tied by pairs of arrays of one shape; that of id 0 is 0."""
-    none = np.zeros(0, dtype=np.int64)
-    first, second = (np.concatenate([none, *(tie[side].ravel() for tie in ties)]) for side in (0, 1))
-    graph = coo_matrix((np.ones(len(first), dtype=np.int8), (first, second)), shape=(count, count))
+    """The component of each id in [0, count), tied by pairs of arrays of one shape; numbered by their first ids.
+
+    Most ties are of dims as a whole: ids that always come in a row are one node of the graph.
+    """
+    if not ties:
+        return np.arange(count)
+    runs = runs_of(count, ties)
+    nodes = len(runs.starts)
+    graph = coo_matrix((np.ones(len(runs.first)), (runs.first, runs.second)), shape=(nodes, nodes))
     _, labels = connected_components(graph, directed=False)
-    return np.asarray(labels, dtype=np.int64)
+    return runs.spread(np.asarray(labels, dtype=np.int64))
 
 
 def _occurrences(slots: tuple[Slot, ...], count: int) -> csr_matrix:
     """(slots, channels) 1 where a channel occurs in a slot."""
-    # most slots hold each channel once and in order, which is faster to see than to sort
-    unique = [c if (c[1:] > c[:-1]).all() else np.unique(c) for c in (slot.channels for slot in slots)]
-    starts = np.cumsum([0, *map(len, unique)])
-    columns = np.concatenate(unique) if unique else np.zeros(0, dtype=np.int64)
+    columns, starts = _end_to_end([slot.channels for slot in slots])
+    rising = np.diff(columns, prepend=-1) > 0
+    rising[starts[:-1]] = True
+    if not rising.all():  # most slots hold each channel once and in order
+        columns, starts = _end_to_end([np.unique(slot.channels) for slot in slots])
     return csr_matrix((np.ones(len(columns), dtype=np.int64), columns, starts), shape=(len(slots), count))
+
+
+def _end_to_end(arrays: Sequence[Ints]) -> tuple[Ints, Ints]:
+    """Arrays as one, and where each starts, with the end of the last."""
+    return np.concatenate([np.zeros(0, dtype=np.int64), *arrays]), np.cumsum([0, *map(len, arrays)])
 
 
 def _group(

@@ -40,11 +40,12 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
         return copy.deepcopy(module, memo)
     twin: Module = kind.__new__(kind)
     memo[id(module)] = twin
-    values = _values(state, memo)
+    state = dict(state)  # which may be that of the module itself
+    _fill(state, memo)
     if parametrized:  # as torch copies them: their state may be no argument
-        vars(twin).update(values)
+        vars(twin).update(state)
     else:
-        twin.__setstate__(values)  # type: ignore[no-untyped-call]
+        twin.__setstate__(state)  # type: ignore[no-untyped-call]
     return twin
 
 
@@ -130,16 +131,14 @@ def _inherited(kind: Any) -> set[str]:
     return {name for base in kind.__mro__[:-1] for name in vars(base)}
 
 
-def _values(state: dict[Any, Any], memo: Memo) -> dict[Any, Any]:
-    """Copies of all values; most are atoms, or the empty dicts of hooks."""
-    values = dict(state)
-    for name, value in state.items():
+def _fill(values: dict[Any, Any], memo: Memo) -> None:
+    """Put copies in the place of all values; most are atoms, or the empty dicts of hooks."""
+    for name, value in values.items():
         kind = type(value)
         if kind in _CONTAINERS and not value:
             values[name] = kind()
         elif kind not in _ATOMS:
             values[name] = _value(value, memo)
-    return values
 
 
 def _value(value: Any, memo: Memo) -> Any:
@@ -163,10 +162,10 @@ def _value(value: Any, memo: Memo) -> Any:
 
 
 def _container(value: Any, memo: Memo) -> Any:
-    twin: Any = type(value)()
+    twin = value.copy()
     memo[id(value)] = twin  # before its items, which may hold it
     if isinstance(value, dict):
-        twin.update(_values(value, memo))
+        _fill(twin, memo)
     else:
-        twin.extend(_value(item, memo) for item in value)
+        twin[:] = [_value(item, memo) for item in value]
     return twin

@@ -34,6 +34,8 @@ class Label:
     @property
     def index_dims(self) -> list[int]:
         """Dims other than the axis along which the ids vary."""
+        if self.ids.size == self.ids.shape[self.axis]:  # as most do
+            return []
         return [d for d, n in enumerate(self.ids.shape) if n > 1 and d != self.axis]
 
     def lifted(self, ndim: int) -> Label:

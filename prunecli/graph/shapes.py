@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Outputs = Tensor | tuple[Tensor, ...]
+_META = torch.device("meta")  # a name would be parsed every time
 
 
 def shortcut(name: str, args: tuple[Any, ...]) -> Outputs | None:
@@ -33,11 +34,11 @@ def shortcut(name: str, args: tuple[Any, ...]) -> Outputs | None:
 
 def alike(x: Tensor) -> Tensor:
     """A meta tensor of the same shape, strides and dtype; much cheaper than `torch.empty_like`."""
-    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
 
 
 def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
-    return torch.empty(shape, dtype=x.dtype, device="meta")
+    return torch.empty(shape, dtype=x.dtype, device=_META)
 
 
 def _same(x: Tensor, *others: Any) -> Outputs | None:

@@ -168,6 +168,11 @@ class Tape:
         return found[::-1]
 
     @cached_property
+    def needed(self) -> list[Op]:
+        """Ops that must run after a cut as well; to be asked once all ops are there."""
+        return self.live_ops(unseen=True)
+
+    @cached_property
     def seen(self) -> set[int]:
         """What outputs, writes or Python code depend on by more than its shape; to be asked once all ops are there.
 
@@ -394,15 +399,18 @@ class _Recorder(TorchDispatchMode):
         return module or "", line
 
     def value_of(self, tensor: Tensor) -> int:
-        if id(tensor) not in self._current:
+        known = self._current.get(id(tensor))
+        if known is None:
             self._alive.append(tensor)
             self._aliases.setdefault(_storage(tensor), []).append(tensor)
-            self._new_value(tensor)
-        return self._current[id(tensor)]
+            known = self._new_value(tensor)
+        return known
 
-    def _new_value(self, tensor: Tensor) -> None:
-        self._current[id(tensor)] = len(self.tape.shapes)
+    def _new_value(self, tensor: Tensor) -> int:
+        number = len(self.tape.shapes)
+        self._current[id(tensor)] = number
         self.tape.shapes.append(tuple(tensor.shape))
+        return number
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kind, kwargs = kind_of(func), kwargs or {}
@@ -412,15 +420,15 @@ class _Recorder(TorchDispatchMode):
         refs: list[Ref] = []
 
         def to_ref(tensor: Tensor) -> Ref:
-            is_new = id(tensor) not in self._current
+            known = len(self.tape.shapes)
             ref = Ref(self.value_of(tensor))
             refs.append(ref)
-            if is_new and not tensor.is_meta and tensor.numel() == 1:
+            if ref.index == known and not tensor.is_meta and tensor.numel() == 1:
                 self.tape.numbers[ref.index] = tensor.item()
             return ref
 
-        ref_args = tuple([_map_tensors(argument, to_ref) for argument in args])
-        ref_kwargs = {name: _map_tensors(argument, to_ref) for name, argument in kwargs.items()}
+        ref_args = _map_tensors(args, to_ref)
+        ref_kwargs = _map_tensors(kwargs, to_ref) if kwargs else {}
         result = None if kwargs else shortcut(kind.name, args)
         if result is None:
             result = func(*args, **kwargs)

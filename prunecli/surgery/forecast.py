@@ -65,7 +65,7 @@ class Forecast:
     @cached_property
     def used(self) -> set[int]:
         """Values that ops read which must run after the cut."""
-        return {ref.index for op in self.channels.tape.live_ops(unseen=True) for ref in op.refs}
+        return {ref.index for op in self.channels.tape.needed for ref in op.refs}
 
     @property
     def is_plain(self) -> bool:

@@ -95,8 +95,8 @@ def survey(
         if views != best.views:
             tries.append(attempt(views))
             best = max(tries, key=attrgetter("free"))
-    tries += [attempt(replace(known.views, numbered=known.misfits)) for known in tries if known.misfits]
-    return max(tries, key=attrgetter("free")).channels
+    numbered = [attempt(replace(known.views, numbered=known.misfits)) for known in tries if known.misfits]
+    return max([*tries, *numbered], key=attrgetter("free")).channels if numbered else best.channels
 
 
 def misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[str]:
