@@ -379,6 +379,7 @@ def components(count: int, ties: Sequence[tuple[Ints, ...]]) -> Ints:
 
     Most ties are of dims as a whole: ids that always come in a row are one node of the graph.
     """
+    ties = [tie for tie in ties if tie[0].size]
     if not ties:
         return np.arange(count)
     runs = runs_of(count, ties)

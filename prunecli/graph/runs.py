@@ -43,7 +43,7 @@ def runs_of(count: int, ties: Sequence[tuple[Ints, ...]]) -> Runs:
 
     Args:
         count: number of ids.
-        ties: pairs of arrays of one shape; ids at the same place are tied.
+        ties: pairs of arrays of one shape, none of them empty; ids at the same place are tied.
     """
     first, second = (np.concatenate([tie[side].ravel() for tie in ties]) for side in (0, 1))
     breaks = (np.diff(first) != 1) | (np.diff(second) != 1)

@@ -24,7 +24,8 @@ from prunecli.graph.shapes import shortcut
 from prunecli.graph.tensors import named_tensors, submodules
 
 Line = tuple[CodeType, int]
-_TORCH_DIR = os.path.dirname(torch.__file__) + os.sep
+# Where Python lies that is not the model's: torch's, and what runs its ops here.
+_OTHERS = tuple(os.path.dirname(path) + os.sep for path in (torch.__file__, __file__))
 _MODULE_CALL = nn.Module._call_impl.__code__  # its frames say which module runs; hooks would cost as much as the ops
 
 
@@ -377,7 +378,7 @@ class _Recorder(TorchDispatchMode):
         """`_place` where the error was raised."""
         frames = [*traceback.walk_tb(error.__traceback__)][::-1]
         modules = (path for frame, _ in frames if (path := self._module_in(frame)) is not None)
-        own = ((frame.f_code, number) for frame, number in frames if not _of_torch(frame.f_code.co_filename))
+        own = ((frame.f_code, number) for frame, number in frames if not _is_of_others(frame.f_code.co_filename))
         return next(modules, ""), _written(next(own, None))
 
     def _module_in(self, frame: FrameType) -> str | None:
@@ -393,7 +394,7 @@ class _Recorder(TorchDispatchMode):
                 module = self._module_in(frame) if module is None else module
             elif code is _record.__code__:
                 break
-            elif line is None and not _of_torch(code.co_filename):
+            elif line is None and not _is_of_others(code.co_filename):
                 line = code, frame.f_lineno
             frame = frame.f_back
         return module or "", line
@@ -462,5 +463,5 @@ def _written(line: Line | None) -> str:
 
 
 @cache
-def _of_torch(path: str) -> bool:
-    return path.startswith(_TORCH_DIR) or path == __file__
+def _is_of_others(path: str) -> bool:
+    return path.startswith(_OTHERS)

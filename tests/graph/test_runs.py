@@ -34,7 +34,7 @@ def sides(draw: st.DrawFn, size: int) -> Ints:
 
 @st.composite
 def ties(draw: st.DrawFn) -> list[tuple[Ints, Ints]]:
-    sizes = draw(st.lists(st.integers(1, COUNT), min_size=1, max_size=6))
+    sizes = draw(st.lists(st.integers(0, COUNT), min_size=0, max_size=6))
     return [(draw(sides(size)), draw(sides(size))) for size in sizes]
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
 from prunecli.graph.channels import trace
-from prunecli.graph.tape import Example, ForwardError, record
+from prunecli.graph.tape import Example, ForwardError, record, record_private
 
 
 class Fails(nn.Module):
@@ -128,6 +128,11 @@ def test_an_op_knows_the_module_that_runs_and_the_line() -> None:
     assert (alone.module, alone.source, alone.where) == ("0", "", "aten.relu in 0")
 
 
+class Narrow(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ torch.zeros(5, 3, device=x.device)
+
+
 class Literal(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.view(-1, 7)
@@ -139,6 +144,10 @@ def test_a_failure_names_the_innermost_module_and_the_line() -> None:
         record(broken, Example((torch.zeros(1, 3, 4, 4),)))
     assert failed.value.module == "1.1"
     assert failed.value.problem.endswith("(in 1.1)")  # where the line is torch's own
+    line = f"{Path(__file__).name}:{inspect.getsourcelines(Narrow.forward)[1] + 1}"
+    with pytest.raises(ForwardError, match="do not fit") as failed:
+        record_private(Narrow(), Example((torch.zeros(2, 4),)))
+    assert failed.value.problem.endswith(f"(in {line})")  # and not where its op was run here
     line = f"{Path(__file__).name}:{inspect.getsourcelines(Literal.forward)[1] + 1}"
     with pytest.raises(ForwardError) as failed:
         record(nn.Sequential(Literal()), Example((torch.zeros(2, 4),)))
