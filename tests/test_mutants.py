@@ -187,13 +187,13 @@ MUTANTS = {
         "graph/follow.py",
         "            if number in self._seen and tensor.shape != self._shapes[number]:",
         "            if False:",
-        "graph/test_follow.py::test_what_differs_is_seen[wider]",
+        "graph/test_follow.py::test_sizes_are_those_that_are_asked",
     ),
     "every op is taken to be plain": Mutant(
         "surgery/forecast.py",
         "            return op.name in PLAIN\n",
         "            return True\n",
-        "zoo/test_user_models.py::test_what_comes_true_is_right_when_it_is_inspected[InPlacePart]",
+        "surgery/test_forecast.py::test_what_may_take_channels_in_another_order_is_inspected",
     ),
     "a scale may follow the width": Mutant(
         "surgery/trial.py",

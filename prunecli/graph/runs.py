@@ -9,8 +9,9 @@ import numpy as np
 
 from prunecli.arrays import Bools, Ints
 
-_ROUNDS = 8  # of mirroring cuts: where channels are shuffled, runs are short in the end, and not worth it
-_SHORT = 4  # ids
+# Where channels are shuffled, runs come out too short to be worth the search.
+_ROUNDS = 8  # of mirrored cuts
+_SHORT = 4  # ids of a run, in the mean
 
 
 @dataclass(frozen=True)
