@@ -55,7 +55,7 @@ def _keep_enough(channels: Channels, removed: Bools, rank: Ints, least: int) -> 
     missing = wanted - members @ (~removed).astype(np.int64)
     for slot in np.flatnonzero(missing > 0):
         own = members.indices[members.indptr[slot] : members.indptr[slot + 1]].astype(np.int64)
-        changed |= _give_back(own, removed, rank, int(wanted[slot] - (~removed[own]).sum()))
+        changed |= _give_back(own[None], wanted[slot] - (~removed[own[None]]).sum(axis=1), removed, rank)
     return changed
 
 
@@ -75,15 +75,24 @@ def _even_out(channels: Channels, removed: Bools, rank: Ints) -> bool:
 
 
 def _raise_to(count: int, rows: Ints, removed: Bools, rank: Ints) -> bool:
-    """Every row keeps at least so many; rows may share channels."""
+    """Every row keeps at least so many."""
+    missing = count - (~removed[rows]).sum(axis=1)
+    rows, missing = rows[missing > 0], missing[missing > 0]
+    if len(np.unique(rows)) == rows.size:
+        return _give_back(rows, missing, removed, rank)
     changed = False
-    for row in rows[(~removed[rows]).sum(axis=1) < count]:
-        changed |= _give_back(row, removed, rank, count - int((~removed[row]).sum()))
+    for row in rows:  # what one of them gets back is there for those that share it
+        lacking = count - (~removed[row[None]]).sum(axis=1)
+        changed |= _give_back(np.unique(row)[None], lacking, removed, rank)
     return changed
 
 
-def _give_back(members: Ints, removed: Bools, rank: Ints, count: int) -> bool:
-    gone = np.unique(members[removed[members]])
-    chosen = gone[np.argsort(rank[gone], kind="stable")][: max(count, 0)]
+def _give_back(rows: Ints, missing: Ints, removed: Bools, rank: Ints) -> bool:
+    """Of each row, the best that went, as many as are missing; no channel is in a row twice, or in two rows."""
+    rows = np.sort(rows, axis=1)
+    gone = removed[rows]
+    order = np.argsort(np.where(gone, rank[rows], len(rank) + 1), axis=1, kind="stable")
+    counts = np.minimum(missing, gone.sum(axis=1))
+    chosen = np.take_along_axis(rows, order, axis=1)[np.arange(rows.shape[1]) < counts[:, None]]
     removed[chosen] = False
     return len(chosen) > 0
