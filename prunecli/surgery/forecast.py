@@ -89,7 +89,8 @@ class Forecast:
             return op.name in PLAIN
         *_, transposed, _, groups = op.args
         before, after = (shapes[op.args[1].index] for shapes in (self.channels.tape.shapes, self.shapes))
-        return not transposed and (before[1] == 1 or (after[1] > 1 and before[0] > groups < after[0]))
+        several = after[1] > 1 and min(before[0], after[0]) > groups
+        return not transposed and (before[1] == 1 or several)
 
     def comes_true(self, module: nn.Module, example: Example) -> bool:
         """Whether the smaller model runs as foreseen, and its outputs keep their shapes."""
