@@ -6,10 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunecli.graph.shapes import shortcut
-from prunecli.graph.tape import Example, Ref, Tape, kind_of, output_tensors, set_mode, unobtrusive
+from prunecli.graph.tape import Example, Observer, Ref, Tape, output_tensors, set_mode, unobtrusive
 from prunecli.graph.tensors import named_tensors
 
 Shapes = Sequence[tuple[int, ...]]
@@ -49,12 +47,7 @@ def follows(
     return follower.has_ended_with(output_tensors(output))
 
 
-class _Follower(TorchDispatchMode):
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled meanwhile: torch need not load its compiler, which takes seconds."""
-        return False
-
+class _Follower(Observer):
     def __init__(self, tape: Tape, shapes: Shapes, seen: Collection[int], told: Mapping[str, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._tape, self._shapes, self._seen, self._told = tape, shapes, seen, told
@@ -74,10 +67,8 @@ class _Follower(TorchDispatchMode):
         return not self._strayed and self._reached == len(self._tape.ops) and found == self._tape.outputs
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kind, kwargs = kind_of(func), kwargs or {}
-        result = None if kwargs else shortcut(kind.name, args)
-        if result is None:
-            result = func(*args, **kwargs)
+        kwargs = kwargs or {}
+        result = self.run(func, args, kwargs)
         self._strayed = self._strayed or not self._is_next(func, args, kwargs, output_tensors(result))
         return result
 

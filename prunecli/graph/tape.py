@@ -62,12 +62,6 @@ _PLAIN = frozenset(
 _LEAVES = _PLAIN | {Tensor, nn.Parameter}  # most of what ops get
 
 
-@cache
-def packet_name(func: Any) -> str:
-    """The op without its overload: ``aten.convolution``."""
-    return str(func.overloadpacket)
-
-
 SIZED_LIKE = {"aten." + name for name in ("zeros_like", "ones_like", "full_like", "empty_like")}  # values do not matter
 # Those that torch 2.10 and 2.11 do not tag yet.
 _POINTWISE = {"aten." + n for n in ("leaky_relu", "leaky_relu_", "hardtanh_", "elu_", "celu_", "selu_", "hardsigmoid_")}
@@ -94,7 +88,7 @@ class Kind:
 @cache
 def kind_of(func: Any) -> Kind:
     """What is true of every call of `func`."""
-    name = packet_name(func)
+    name = str(func.overloadpacket)
     pointwise = torch.Tag.pointwise in func.tags or name in _POINTWISE
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     return Kind(name, bool(func._schema.is_mutable), pointwise, composite)
@@ -253,7 +247,7 @@ def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
         return function(tree)
     if isinstance(tree, list | tuple):
         items = [item if type(item) in _PLAIN else _map_tensors(item, function) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else items if type(tree) is list else type(tree)(items)
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     if isinstance(tree, dict):
         return {key: _map_tensors(item, function) for key, item in tree.items()}
     return tree
@@ -307,12 +301,6 @@ def _record_on_meta(module: nn.Module, example: Example, train: bool) -> Tape:
             return _record(module, example, train)
 
 
-def set_mode(module: nn.Module, *, train: bool) -> None:
-    """Training or eval mode for all of it; torch takes as long to set it again as for a dozen ops."""
-    if any(part.training != train for _, part in submodules(module)):
-        module.train(train)
-
-
 def _wants_data(error: ForwardError) -> bool:
     """Whether it is the meta device that a forward pass does not like."""
     cause = str(error.__cause__).lower()
@@ -353,6 +341,12 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
+def set_mode(module: nn.Module, *, train: bool) -> None:
+    """Training or eval mode for all of it; torch takes as long to set it again as for a dozen ops."""
+    if any(part.training != train for _, part in submodules(module)):
+        module.train(train)
+
+
 @contextlib.contextmanager
 def unobtrusive() -> Iterator[None]:
     """How forward passes are looked at: without gradients, with attention in parts, and no random number is missed."""
@@ -360,12 +354,22 @@ def unobtrusive() -> Iterator[None]:
         yield
 
 
-class _Recorder(TorchDispatchMode):
+class Observer(TorchDispatchMode):
+    """Sees every op of a forward pass."""
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled while a tape is recorded: torch need not load its compiler, which takes seconds."""
+        """Nothing is compiled meanwhile: torch need not load its compiler, which takes seconds."""
         return False
 
+    @staticmethod
+    def run(func: Any, args: Any, kwargs: Any) -> Any:
+        """What the op gives."""
+        result = None if kwargs else shortcut(kind_of(func).name, args)
+        return func(*args, **kwargs) if result is None else result
+
+
+class _Recorder(Observer):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = Tape()
@@ -430,9 +434,7 @@ class _Recorder(TorchDispatchMode):
 
         ref_args = _map_tensors(args, to_ref)
         ref_kwargs = _map_tensors(kwargs, to_ref) if kwargs else {}
-        result = None if kwargs else shortcut(kind.name, args)
-        if result is None:
-            result = func(*args, **kwargs)
+        result = self.run(func, args, kwargs)
         clobbers = self._after_write(func, args, kwargs) if kind.writes else ()
         outputs = tuple([self.value_of(tensor) for tensor in output_tensors(result)])
         module, line = self._place(sys._getframe(1))

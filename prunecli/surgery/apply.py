@@ -145,11 +145,8 @@ def set_attributes(module: nn.Module, attributes: Mapping[str, Mapping[str, Any]
     for path, values in attributes.items():
         owner = parts[path] if path in parts else module.get_submodule(path)  # a shared one has further paths
         for attribute, value in values.items():
-            new = tuple(value) if isinstance(getattr(owner, attribute, None), tuple) else value
-            if attribute in vars(owner):  # a plain one, which torch takes long to tell from a part of the module
-                vars(owner)[attribute] = new
-            else:
-                setattr(owner, attribute, new)
+            was_tuple = isinstance(getattr(owner, attribute, None), tuple)
+            setattr(owner, attribute, tuple(value) if was_tuple else value)
     allow_fewer_heads(parts.values())
 
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunecli.arrays import Bools
 from prunecli.graph.channels import Channels
 from prunecli.graph.labels import Mixed, Read, Sum
-from prunecli.graph.tape import Ref, packet_name, unfused
+from prunecli.graph.tape import Ref, kind_of, unfused
 
 # Those that a model calls equally often whatever the batch; a linear layer is now one op, now another.
 PRODUCTS = {"aten.bmm", "aten.baddbmm", "aten.convolution"}
@@ -59,7 +59,7 @@ def _statistic(over: Sequence[Mixed], channels: Channels, removed: Bools) -> Cal
 
 
 def _over_few(kept: Mapping[int, Tensor], func: Any, args: Any, kwargs: Any) -> Any:
-    few, name = args[0], packet_name(func)
+    few, name = args[0], kind_of(func).name
     for dim, places in kept.items():
         few = few.index_select(dim, places)
     if name not in NORMS:
@@ -102,7 +102,7 @@ class _Selector(TorchDispatchMode):
         self._seen: dict[str, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = packet_name(func)
+        name = kind_of(func).name
         number = self._seen.get(name, 0)
         self._seen[name] = number + 1
         action = self._plan.get((name, number))
