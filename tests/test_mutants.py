@@ -195,6 +195,30 @@ MUTANTS = {
         "            return True\n",
         "surgery/test_forecast.py::test_what_may_take_channels_in_another_order_is_inspected",
     ),
+    "rows that take turns may lose other places": Mutant(
+        "surgery/forecast.py",
+        "(stays.any(turns) != stays.all(turns)).any()",
+        "False",
+        "surgery/test_forecast.py::test_rows_that_take_turns_lose_the_same_places",
+    ),
+    "unequal parts are plain": Mutant(
+        "surgery/forecast.py",
+        "        if before == after or op.name not in SPLITS:",
+        "        if True:",
+        "surgery/test_forecast.py::test_heads_and_equal_parts_are_plain",
+    ),
+    "tapes show torch's own attention": Mutant(
+        "graph/tape.py",
+        "    set_mode(in_parts(module), train=train)",
+        "    set_mode(module, train=train)",
+        "surgery/test_attention.py::test_a_tape_shows_its_products_and_narrower_heads_follow_it",
+    ),
+    "the first operand does not say which dim lies inside": Mutant(
+        "graph/broadcasting.py",
+        "                return here - there",
+        "                return 0",
+        "graph/test_shapes.py::test_the_order_in_memory",
+    ),
     "a scale may follow the width": Mutant(
         "surgery/trial.py",
         "                if numbers != others:",

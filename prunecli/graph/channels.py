@@ -343,8 +343,8 @@ def connect(
     channel_of = components(book.next_id, book.ties)
     first = _first_freezes(book, channel_of)
     frozen = first < len(book.freezes)
-    texts = [freeze.reason for freeze in book.freezes]
-    reasons = dict(zip(np.flatnonzero(frozen).tolist(), (texts[n] for n in first[frozen].tolist()), strict=True))
+    texts = np.array([freeze.reason for freeze in book.freezes], dtype=object)
+    reasons = dict(zip(np.flatnonzero(frozen).tolist(), texts[first[frozen]].tolist(), strict=True))
     no_channels = np.array([*(text.startswith(NOT_A_CHANNEL) for text in texts), False])[first]
     frozen[0] = True
     placed = tuple(Slot(name, dim, channel_of[ids]) for (name, dim), ids in slots.items())
@@ -391,17 +391,10 @@ def components(count: int, ties: Sequence[tuple[Ints, ...]]) -> Ints:
 
 def _occurrences(slots: tuple[Slot, ...], count: int) -> csr_matrix:
     """(slots, channels) 1 where a channel occurs in a slot."""
-    columns, starts = _end_to_end([slot.channels for slot in slots])
-    rising = np.diff(columns, prepend=-1) > 0
-    rising[starts[:-1]] = True
-    if not rising.all():  # most slots hold each channel once and in order
-        columns, starts = _end_to_end([np.unique(slot.channels) for slot in slots])
+    rows = [slot.channels for slot in slots]  # most hold each channel once and in order
+    rows = [row if (row[1:] > row[:-1]).all() else np.unique(row) for row in rows]
+    columns, starts = np.concatenate([np.zeros(0, dtype=np.int64), *rows]), np.cumsum([0, *map(len, rows)])
     return csr_matrix((np.ones(len(columns), dtype=np.int64), columns, starts), shape=(len(slots), count))
-
-
-def _end_to_end(arrays: Sequence[Ints]) -> tuple[Ints, Ints]:
-    """Arrays as one, and where each starts, with the end of the last."""
-    return np.concatenate([np.zeros(0, dtype=np.int64), *arrays]), np.cumsum([0, *map(len, arrays)])
 
 
 def _group(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunecli.graph.attention import in_parts
 from prunecli.graph.tape import Example, Observer, Ref, Tape, output_tensors, set_mode, unobtrusive
 from prunecli.graph.tensors import named_tensors
 
@@ -38,7 +39,7 @@ def follows(
     example = example.to(device="meta")
     follower.name(dict(zip(tape.inputs, example.tensors(), strict=True)))
     follower.name({tape.params[name]: tensor for name, tensor in named_tensors(module)})
-    set_mode(module, train=False)
+    set_mode(in_parts(module), train=False)
     try:
         with unobtrusive(), follower:
             output = module(*example.args, **example.kwargs)
@@ -80,7 +81,7 @@ class _Follower(Observer):
         self._reached += 1
         if op.func is not func or len(op.args) != len(args) or len(op.outputs) != len(results):
             return False
-        if not self._is_alike(op.kwargs, kwargs):
+        if (op.kwargs or kwargs) and not self._is_alike(op.kwargs, kwargs):
             return False
         free = self._told.get(op.name)
         for place, (told, here) in enumerate(zip(op.args, args, strict=True)):
@@ -99,6 +100,8 @@ class _Follower(Observer):
         if kind is Ref:
             return isinstance(here, Tensor) and self._number_of.get(id(here)) == told.index
         if kind is list or kind is tuple:
+            if told and type(told[0]) is int:  # sizes and the like
+                return bool(told == here)
             return len(told) == len(here) and all(map(self._is_alike, told, here))
         if kind is dict:
             return told.keys() == here.keys() and all(self._is_alike(told[name], here[name]) for name in told)

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from prunecli.errors import InputError, summary
+from prunecli.graph.attention import in_parts
 from prunecli.graph.copying import moved, shadow
 from prunecli.graph.shapes import shortcut
 from prunecli.graph.tensors import named_tensors, submodules
@@ -241,13 +242,16 @@ def output_tensors(output: Any) -> list[Tensor]:
 
 
 def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
-    if type(tree) in _PLAIN:
+    kind = type(tree)
+    if kind in _PLAIN:
         return tree
     if isinstance(tree, Tensor):
         return function(tree)
+    if kind is tuple or kind is list:
+        return kind([item if type(item) in _PLAIN else _map_tensors(item, function) for item in tree])
     if isinstance(tree, list | tuple):
-        items = [item if type(item) in _PLAIN else _map_tensors(item, function) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+        items = [_map_tensors(item, function) for item in tree]
+        return kind(*items) if hasattr(tree, "_fields") else kind(items)
     if isinstance(tree, dict):
         return {key: _map_tensors(item, function) for key, item in tree.items()}
     return tree
@@ -308,7 +312,7 @@ def _wants_data(error: ForwardError) -> bool:
 
 
 def _record(module: nn.Module, example: Example, train: bool) -> Tape:
-    set_mode(module, train=train)
+    set_mode(in_parts(module), train=train)
     recorder = _Recorder(module)
     recorder.tape.training = train
     for name, tensor in named_tensors(module):
@@ -365,7 +369,7 @@ class Observer(TorchDispatchMode):
     @staticmethod
     def run(func: Any, args: Any, kwargs: Any) -> Any:
         """What the op gives."""
-        result = None if kwargs else shortcut(kind_of(func).name, args)
+        result = shortcut(kind_of(func).name, args, kwargs)
         return func(*args, **kwargs) if result is None else result
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from prunecli.arrays import Bools, Ints
 from prunecli.checkpoint.journal import Journal, Kept
+from prunecli.graph.attention import allow_fewer_heads
 from prunecli.graph.channels import Channels, holders
 from prunecli.graph.copying import copied, like
 from prunecli.graph.garbage import uncollected
 from prunecli.graph.tensors import named_tensors, submodules
-from prunecli.surgery.attention import allow_fewer_heads
 from prunecli.surgery.fix import Edits, edits, head_edits
 from prunecli.surgery.select import PRODUCTS, selecting
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunecli.arrays import Bools
+from prunecli.graph.attention import in_parts
 from prunecli.graph.channels import Channels
 from prunecli.graph.labels import Mixed, Read, Sum
 from prunecli.graph.tape import Ref, kind_of, unfused
@@ -87,7 +88,7 @@ def _without(stays: Sequence[tuple[int, Tensor]], func: Any, args: Any, kwargs: 
 class _Selecting(nn.Module):
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         super().__init__()
-        self.module = module
+        self.module = in_parts(module)
         self.plan = plan
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,6 @@ channels come together that were apart: then every position still meets its part
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -18,7 +17,6 @@ from prunecli.arrays import Bools, Ints
 from prunecli.graph.channels import Channels, components, walk
 from prunecli.graph.labels import Book, Labels
 from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, record_private
-from prunecli.graph.tensors import submodules
 from prunecli.surgery.apply import cut
 from prunecli.surgery.forecast import Forecast
 
@@ -48,20 +46,13 @@ def inspected(module: nn.Module, example: Example, forecast: Forecast) -> Troubl
     """What is wrong with the smaller model; nothing is computed where shapes tell, on the meta device."""
     device = None if forecast.channels.tape.needs_data else "meta"
     smaller, _ = cut(module, forecast.channels, forecast.removed, device=device)
-    rewritten = _rewritten(module, smaller)  # before it runs, which may exchange its parts
     try:
         tape = record_private(smaller, example)
     except ForwardError as error:
         return Trouble(f"the cut {error.problem.removeprefix('the ')}", error.module)
-    found = _Trial(forecast, tape, rewritten)
+    found = _Trial(forecast, tape)
     checks = (found.outputs, found.sizes, found.numbers, found.meetings, found.parts)
     return next((trouble for check in checks if (trouble := check())), None)
-
-
-def _rewritten(module: nn.Module, smaller: nn.Module) -> set[str]:
-    """Modules that are of another class after the cut: attention that has fewer heads."""
-    kinds = {path: type(part) for path, part in submodules(module)}
-    return {path for path, part in submodules(smaller) if kinds[path] is not type(part)}
 
 
 @dataclass(frozen=True)
@@ -71,12 +62,10 @@ class _Trial:
     Attributes:
         forecast: what it should look like.
         tape: of the smaller model.
-        rewritten: modules that compute in another way now.
     """
 
     forecast: Forecast
     tape: Tape
-    rewritten: Collection[str]
 
     @property
     def channels(self) -> Channels:
@@ -95,9 +84,9 @@ class _Trial:
 
     @cached_property
     def modules(self) -> list[tuple[str, list[Op], list[Op]]]:
-        """Path of each module that computes as before, its ops, and its ops after the cut."""
-        before, after = self.channels.tape.by_module(), self.tape.by_module()
-        return [(path, ops, after.get(path, [])) for path, ops in before.items() if path not in self.rewritten]
+        """Path of each module, its ops, and its ops after the cut."""
+        after = self.tape.by_module()
+        return [(path, ops, after.get(path, [])) for path, ops in self.channels.tape.by_module().items()]
 
     def outputs(self) -> Trouble | None:
         """The model's outputs keep their shapes."""

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from prunecli.graph.attention import PlainAttention, allow_fewer_heads
 from prunecli.graph.channels import Channels, trace
 from prunecli.graph.tape import Example
 from prunecli.inputs import Argument
 from prunecli.model import Opening, open_model
 from prunecli.surgery.apply import cut, masked
-from prunecli.surgery.attention import FewerHeads, allow_fewer_heads
 from prunecli.surgery.fix import head_edits
+from prunecli.surgery.forecast import Forecast
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves, survey
 from prunecli.surgery.trial import trial
@@ -54,7 +55,7 @@ def test_at_full_width_it_is_torchs_attention(mask: str, batch_first: bool, kind
     torch.manual_seed(0)
     attention = nn.MultiheadAttention(16, 4, batch_first=batch_first, **KINDS[kind]).double().eval()
     ours = copy.deepcopy(attention)
-    ours.__class__ = FewerHeads
+    ours.__class__ = PlainAttention
     sizes = ((LENGTH, 16), (KEYS, attention.kdim), (KEYS, attention.vdim))
     inputs = [torch.randn(2, *size, dtype=torch.float64) for size in sizes]
     if not batch_first:
@@ -66,7 +67,7 @@ def test_at_full_width_it_is_torchs_attention(mask: str, batch_first: bool, kind
 def test_without_a_batch() -> None:
     attention = nn.MultiheadAttention(16, 4).double().eval()
     ours = copy.deepcopy(attention)
-    ours.__class__ = FewerHeads
+    ours.__class__ = PlainAttention
     query, keys = torch.randn(LENGTH, 16).double(), torch.randn(KEYS, 16).double()
     torch.testing.assert_close(ours(query, keys, keys), attention(query, keys, keys))
 
@@ -102,6 +103,17 @@ def test_heads_go_as_a_whole(batch_first: bool, batch: int, kind: str) -> None:
     assert [len(weight) for weight in smaller.attention._weights()] == [8] * 3
     assert journal.attributes["attention"] == {"num_heads": 2}
     assert compare(masked(module, channels, removed), smaller, [example], torch.float64).max_rel_error < 1e-12
+
+
+def test_a_tape_shows_its_products_and_narrower_heads_follow_it() -> None:
+    """Before the cut as after it, so that the smaller model does op for op what is on the tape."""
+    module = Net(True).double().eval()
+    channels, example = surveyed(module, 2)
+    assert type(module.attention) is nn.MultiheadAttention
+    assert [op.module for op in channels.tape.ops if op.name == "aten.bmm"] == ["attention"] * 2
+    found = Forecast(channels, halves(channels))
+    assert found.is_plain
+    assert found.comes_true(module, example)
 
 
 def test_only_what_changed_gets_another_class() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -47,16 +48,32 @@ def test_a_plain_cut_comes_true(groups: int) -> None:
     assert inspected(module, EXAMPLE, found) is None
 
 
-@pytest.mark.parametrize(
-    "between",
-    [
-        lambda x: x.flip(1).flip(1),
-        lambda x: x.unflatten(1, (2, 4)).flatten(1, 2),
-        lambda x: torch.cat(x.chunk(2, 1), 1),
-    ],
-)
+SHUFFLED = lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).relu().transpose(1, 2).flatten(1, 2)  # noqa: E731
+
+
+@pytest.mark.parametrize("between", [SHUFFLED, lambda x: torch.cat([*x.chunk(2, 1)][::-1], 1)])
+def test_heads_and_equal_parts_are_plain(between: Callable[[Tensor], Tensor]) -> None:
+    module = Between(between)
+    found = forecast(module)
+    assert found.removed.any()
+    assert found.is_plain
+    assert found.comes_true(module, EXAMPLE)
+    assert inspected(module, EXAMPLE, found) is None
+
+
+@pytest.mark.parametrize("between", [lambda x: x.flip(1).flip(1), lambda x: torch.cat([x[:, :3], x[:, 3:]], 1)])
 def test_what_may_take_channels_in_another_order_is_inspected(between: Callable[[Tensor], Tensor]) -> None:
+    """Of the second, both parts lose something, but not as they were equal."""
     assert not forecast(Between(between)).is_plain
+
+
+@pytest.mark.parametrize(("gone", "plain"), [([0, 2, 4, 6], True), ([0, 1, 6, 7], False), ([0, 1, 2, 4], False)])
+def test_rows_that_take_turns_lose_the_same_places(gone: list[int], plain: bool) -> None:
+    """Eight channels as two rows of four: rows of other places, or of other lengths, are inspected."""
+    channels = trace(Between(SHUFFLED), EXAMPLE)
+    removed = np.zeros(channels.count, dtype=np.bool_)
+    removed[next(slot for slot in channels.slots if slot.name == "first.weight").channels[gone]] = True
+    assert Forecast(channels, removed).is_plain == plain
 
 
 def test_one_channel_alone_is_inspected() -> None:

@@ -1,4 +1,6 @@
-"""`nn.MultiheadAttention` whose heads do not fill its embedding, which torch's own forward refuses."""
+"""`nn.MultiheadAttention` as the matrix products that it is, on every tape, and where heads do not fill its embedding:
+torch's own forward refuses that.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunecli.graph.tensors import Module, submodules
 
-class FewerHeads(nn.MultiheadAttention):
+
+class PlainAttention(nn.MultiheadAttention):
     """Attention with `num_heads` heads of width `head_dim`, whatever the width of the embedding."""
 
     def forward(  # noqa: PLR0913, PLR0917 - torch's own signature
@@ -40,7 +44,7 @@ class FewerHeads(nn.MultiheadAttention):
                 mask = F.pad(given, (0, scores.shape[-1] - given.shape[-1]))  # keys that torch adds are for everyone
                 scores = scores.masked_fill(mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
         weights = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        mixed = self.out_proj((weights @ v).transpose(1, 2).flatten(2))
+        mixed = F.linear((weights @ v).transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
         mixed = mixed if first else mixed.transpose(0, 1)
         shown = (weights.mean(1) if average_attn_weights else weights) if need_weights else None
         if batched:
@@ -73,6 +77,14 @@ def _over_keys(mask: Tensor | None) -> Tensor | None:
     return mask if mask is None else mask.reshape(-1, 1, 1, mask.shape[-1])
 
 
+def in_parts(module: Module) -> Module:
+    """The module with all of torch's attention inside as it is here, in place: the same numbers by fewer ops."""
+    for _, part in submodules(module):
+        if type(part) is nn.MultiheadAttention:
+            part.__class__ = PlainAttention
+    return module
+
+
 def allow_fewer_heads(parts: Iterable[nn.Module]) -> None:
     """Exchange the class of every attention that is narrower than its embedding."""
     for part in parts:
@@ -82,5 +94,5 @@ def allow_fewer_heads(parts: Iterable[nn.Module]) -> None:
         whole = part.in_proj_weight is None or part.in_proj_weight.shape == (3 * width, width)
         separate = part.q_proj_weight is None or part.q_proj_weight.shape == (width, width)
         if not (whole and separate):
-            part.__class__ = FewerHeads
+            part.__class__ = PlainAttention
             part._qkv_same_embed_dim = False  # keeps torch's fused encoder layers away
