@@ -71,6 +71,8 @@ class _Known:
 
     def parts_of(self, row: Ints) -> Parts:
         """The shorter rows that a sorted row is made of, counted by block."""
+        if int(row[0]) not in self._starting:  # as most
+            return NONE
         found: Counter[int] = Counter()
         left = row if (np.diff(row) > 0).all() else row[:0]  # a channel may be there twice
         while len(left):

@@ -24,6 +24,7 @@ from prunecli.graph.tape import Example, Tape, record
 Dims = tuple[int, ...]
 Slots = dict[tuple[str, int], Ints]  # ids along a dim of a parameter
 DEFAULT = Views()
+_ROWS = (tuple, list)
 
 
 def _swapped(dims: Dims, first: int, second: int) -> Dims:
@@ -249,16 +250,22 @@ def trace(
     return connect(tape, slots, labels, book)
 
 
-def holders(module: nn.Module, told: Told) -> list[tuple[str, str, int | slice]]:
+def holders(owner: nn.Module, told: Told) -> list[tuple[str, str, int | slice]]:
     """The attributes that may hold told sizes: path of the module, name, and which size or sizes in a row.
 
     A size by itself may be held by the modules inside as well, torch's own excepted, which know of none.
+
+    Args:
+        owner: the module that told them.
+        told: the sizes.
     """
-    owner = module.get_submodule(told.module)
-    rows: list[tuple[str, str, int | slice]] = []
-    for name, value in vars(owner).items():
-        if isinstance(value, tuple | list) and all(type(n) is int for n in value):
-            rows += [(told.module, name, run) for run in _runs(told, tuple(value))[-1:]]
+    held = [(name, tuple(value)) for name, value in vars(owner).items() if isinstance(value, _ROWS)]
+    rows: list[tuple[str, str, int | slice]] = [
+        (told.module, name, run)
+        for name, part in held
+        if all(type(n) is int for n in part)
+        for run in _runs(told, part)[-1:]
+    ]
     if not told.one_by_one:
         return rows
     places = {size: place for place, size in enumerate(told.sizes) if size > 1 and told.ids[place] is not None}
@@ -294,7 +301,7 @@ def _drop_fixed_sizes(book: Book) -> None:
 def _freeze_literals(module: nn.Module, book: Book) -> None:
     """What an op is told as a number can change only where an attribute of the module holds that number."""
     for told in book.told:
-        if told.reason and not holders(module, told):
+        if told.reason and not holders(module.get_submodule(told.module), told):
             book.freezes += [Freeze(ids, told.reason) for ids in told.ids if ids is not None]
     for counted in book.counted:
         owner = module.get_submodule(counted.module)
@@ -311,7 +318,7 @@ def _share_numbers(module: nn.Module, book: Book) -> None:
     """Sizes that one attribute holds stay equal."""
     held: dict[tuple[str, str], list[Ints]] = {}
     for told in (told for told in book.told if told.one_by_one):
-        for path, name, place in holders(module, told):
+        for path, name, place in holders(module.get_submodule(told.module), told):
             ids = None if isinstance(place, slice) else told.ids[place]
             if ids is not None:
                 held.setdefault((path, name), []).append(ids.reshape(1, -1))
@@ -390,11 +397,13 @@ def components(count: int, ties: Sequence[tuple[Ints, ...]]) -> Ints:
 
 
 def _occurrences(slots: tuple[Slot, ...], count: int) -> csr_matrix:
-    """(slots, channels) 1 where a channel occurs in a slot."""
-    rows = [slot.channels for slot in slots]  # most hold each channel once and in order
-    rows = [row if (row[1:] > row[:-1]).all() else np.unique(row) for row in rows]
-    columns, starts = np.concatenate([np.zeros(0, dtype=np.int64), *rows]), np.cumsum([0, *map(len, rows)])
-    return csr_matrix((np.ones(len(columns), dtype=np.int64), columns, starts), shape=(len(slots), count))
+    """(slots, channels) 1 where a channel occurs in a slot, however often."""
+    columns = np.concatenate([np.zeros(0, dtype=np.int64), *(slot.channels for slot in slots)])
+    starts = np.cumsum([0, *(len(slot.channels) for slot in slots)])
+    members = csr_matrix((np.ones(len(columns), dtype=np.int64), columns, starts), shape=(len(slots), count))
+    members.sum_duplicates()
+    members.data[:] = 1
+    return members
 
 
 def _group(

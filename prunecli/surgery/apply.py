@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -99,12 +100,13 @@ def _same_weights(module: nn.Module, channels: Channels, removed: Bools) -> dict
 def _told_sizes(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, Edits]:
     """New sizes for the modules that hold what a view or a split is told."""
     changed: dict[str, Edits] = {}
+    stays, owner_of = ~removed, cache(module.get_submodule)
     for told in channels.told:
         pairs = zip(told.sizes, told.ids, strict=True)
-        after = [size if ids is None or size < 0 else int((~removed[channels.of(ids)]).sum()) for size, ids in pairs]
+        after = [n if ids is None or n < 0 else int(np.count_nonzero(stays[channels.of(ids)])) for n, ids in pairs]
         if tuple(after) == told.sizes:
             continue
-        for path, name, place in holders(module, told):
+        for path, name, place in holders(owner_of(told.module), told):
             if after[place] != [*told.sizes][place]:
                 changed.setdefault(path, {})[name] = after[place]
     return changed

@@ -105,7 +105,8 @@ def misfits(module: nn.Module, channels: Channels, broken: Bools) -> frozenset[s
     return frozenset(
         told.module
         for told in suspects
-        if any(broken[channels.of(ids)].any() for ids in told.ids if ids is not None) and holders(module, told)
+        if any(broken[channels.of(ids)].any() for ids in told.ids if ids is not None)
+        and holders(module.get_submodule(told.module), told)
     )
 
 
