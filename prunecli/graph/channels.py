@@ -24,7 +24,7 @@ from prunecli.graph.tape import Example, Tape, record
 Dims = tuple[int, ...]
 Slots = dict[tuple[str, int], Ints]  # ids along a dim of a parameter
 DEFAULT = Views()
-_ROWS = (tuple, list)
+_SEQUENCES = (tuple, list)
 
 
 def _swapped(dims: Dims, first: int, second: int) -> Dims:
@@ -259,7 +259,7 @@ def holders(owner: nn.Module, told: Told) -> list[tuple[str, str, int | slice]]:
         owner: the module that told them.
         told: the sizes.
     """
-    held = [(name, tuple(value)) for name, value in vars(owner).items() if isinstance(value, _ROWS)]
+    held = [(name, tuple(value)) for name, value in vars(owner).items() if isinstance(value, _SEQUENCES)]
     rows: list[tuple[str, str, int | slice]] = [
         (told.module, name, run)
         for name, part in held
