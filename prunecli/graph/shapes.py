@@ -24,7 +24,7 @@ def shortcut(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Out
     Args:
         name: ``aten.relu``.
         args: positional arguments.
-        kwargs: torch's business, but for some.
+        kwargs: keyword arguments; those of most ops are torch's business.
 
     Raises:
         RuntimeError: the shapes do not fit, as torch would say.
@@ -182,8 +182,8 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Outputs | None:
     shape[dim] = 0
     for tensor in tensors:
         sizes = [*tensor.shape]
-        alike = len(sizes) == len(shape) and sizes[:dim] == shape[:dim] and sizes[dim + 1 :] == shape[dim + 1 :]
-        if not (alike and tensor.is_meta and tensor.dtype == first.dtype and tensor.is_contiguous()):
+        fits = len(sizes) == len(shape) and sizes[:dim] == shape[:dim] and sizes[dim + 1 :] == shape[dim + 1 :]
+        if not (fits and tensor.is_meta and tensor.dtype == first.dtype and tensor.is_contiguous()):
             return None
         shape[dim] += sizes[dim]
     return _empty(first, shape)

@@ -30,7 +30,13 @@ PLAIN = {
     "aten.unsqueeze", "aten.squeeze", "aten.expand", *VIEWS, *PATTERNS, *REDUCTIONS, *MIXING, *ELEMENTWISE,
 }  # fmt: skip
 # Ops that take parts of a tensor at positions that Python code names: the argument that says along which dim.
-PARTS = {"aten.slice": 1, "aten.select": 1, "aten.unbind": 1, "aten.split_with_sizes": 2, **dict.fromkeys(SPLITS, 2)}
+PART_ALONG = {
+    "aten.slice": 1,
+    "aten.select": 1,
+    "aten.unbind": 1,
+    "aten.split_with_sizes": 2,
+    **dict.fromkeys(SPLITS, 2),
+}
 # The argument that follows from the shapes.
 TOLD = {"aten.convolution": 8, **dict.fromkeys(("aten.expand", *VIEWS, *SPLITS), 1)}
 
@@ -114,7 +120,7 @@ class Forecast:
 
     def _is_plain(self, op: Op) -> bool:
         """Whether it treats channels in order; a convolution with groups, if it is of the same sort after the cut."""
-        if op.name in PARTS:
+        if op.name in PART_ALONG:
             return self._takes_as_before(op)
         if op.name != "aten.convolution" or op.args[8] == 1:
             return op.name in PLAIN
@@ -125,7 +131,7 @@ class Forecast:
 
     def _takes_as_before(self, op: Op) -> bool:
         """Whether the dim of which an op takes a part loses nothing, or is in equal parts as it was."""
-        (source, *_), place = op.refs, PARTS[op.name]
+        (source, *_), place = op.refs, PART_ALONG[op.name]
         dim = op.args[place] if len(op.args) > place else 0
         both = self.channels.tape.shapes, self.shapes
         before, after = (shapes[source.index][dim] for shapes in both)

@@ -18,12 +18,9 @@ from prunecli.graph.channels import Channels, components, walk
 from prunecli.graph.labels import Book, Labels
 from prunecli.graph.tape import Example, ForwardError, Op, Tape, flatten, record_private
 from prunecli.surgery.apply import cut
-from prunecli.surgery.forecast import Forecast
+from prunecli.surgery.forecast import PART_ALONG, Forecast
 
-# Ops that take parts of a tensor at positions that Python code names.
-PARTS = {
-    "aten." + name for name in ("slice", "split", "unsafe_split", "split_with_sizes", "unbind", "select", "diagonal")
-}
+PARTS = {*PART_ALONG, "aten.diagonal"}  # ops that take parts of a tensor at positions that Python code names
 
 
 @dataclass(frozen=True)
