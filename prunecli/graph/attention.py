@@ -1,5 +1,7 @@
-"""`nn.MultiheadAttention` as the matrix products that it is, on every tape, and where heads do not fill its embedding:
-torch's own forward refuses that.
+"""`nn.MultiheadAttention` as the matrix products that it is.
+
+So it stands on every tape, and so it computes where its heads do not fill its embedding, which torch's own forward
+refuses.
 """
 
 from __future__ import annotations
