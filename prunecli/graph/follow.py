@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunecli.graph.attention import in_parts
-from prunecli.graph.tape import Example, Observer, Ref, Tape, output_tensors, set_mode, unobtrusive
+from prunecli.graph.tape import Example, Observer, Ref, Tape, output_tensors, prepare, unobtrusive
 from prunecli.graph.tensors import named_tensors
 
 Shapes = Sequence[tuple[int, ...]]
@@ -39,7 +38,7 @@ def follows(
     example = example.to(device="meta")
     follower.name(dict(zip(tape.inputs, example.tensors(), strict=True)))
     follower.name({tape.params[name]: tensor for name, tensor in named_tensors(module)})
-    set_mode(in_parts(module), train=False)
+    prepare(module, train=False)
     try:
         with unobtrusive(), follower:
             output = module(*example.args, **example.kwargs)

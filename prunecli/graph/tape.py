@@ -312,7 +312,7 @@ def _wants_data(error: ForwardError) -> bool:
 
 
 def _record(module: nn.Module, example: Example, train: bool) -> Tape:
-    set_mode(in_parts(module), train=train)
+    prepare(module, train=train)
     recorder = _Recorder(module)
     recorder.tape.training = train
     for name, tensor in named_tensors(module):
@@ -345,9 +345,10 @@ def unfused() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
-def set_mode(module: nn.Module, *, train: bool) -> None:
-    """Training or eval mode for all of it; torch takes as long to set it again as for a dozen ops."""
-    if any(part.training != train for _, part in submodules(module)):
+def prepare(module: nn.Module, *, train: bool) -> None:
+    """What forward passes are looked at on, in place: all of it in training or eval mode, its attention in parts."""
+    in_parts(module)
+    if any(part.training != train for _, part in submodules(module)):  # torch takes as long again as for a dozen ops
         module.train(train)
 
 
