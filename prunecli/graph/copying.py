@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -42,7 +42,7 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
     memo[id(module)] = twin
     state = dict(state)  # which may be that of the module itself
     _fill(state, memo)
-    if parametrized:  # as torch copies them: their state may be no argument
+    if parametrized or kind.__setstate__ is nn.Module.__setstate__:  # which adds what older torch did not write
         vars(twin).update(state)
     else:
         twin.__setstate__(state)  # type: ignore[no-untyped-call]
@@ -135,10 +135,16 @@ def _fill(values: dict[Any, Any], memo: Memo) -> None:
     """Put copies in the place of all values; most are atoms, or the empty dicts of hooks."""
     for name, value in values.items():
         kind = type(value)
+        if kind in _ATOMS:
+            continue
         if kind in _CONTAINERS and not value:
             values[name] = kind()
-        elif kind not in _ATOMS:
+        elif kind is not tuple or not _are_atoms(value):
             values[name] = _value(value, memo)
+
+
+def _are_atoms(values: Iterable[Any]) -> bool:
+    return _ATOMS.issuperset(map(type, values))
 
 
 def _value(value: Any, memo: Memo) -> Any:
@@ -149,7 +155,7 @@ def _value(value: Any, memo: Memo) -> Any:
     kind = type(value)
     if kind is dict or kind is list:
         return _container(value, memo)
-    if kind in _ATOMS or (kind is tuple and all(type(item) in _ATOMS for item in value)):
+    if kind in _ATOMS or (kind is tuple and _are_atoms(value)):
         return value
     if isinstance(value, nn.Module):
         return copied(value, memo)

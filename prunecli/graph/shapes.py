@@ -42,14 +42,15 @@ def alike(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
 
 
-def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+def sized(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """A fresh meta tensor of another shape and the same dtype."""
     return torch.empty(shape, dtype=x.dtype, device=_META)
 
 
 def _fresh(x: Tensor) -> Tensor | None:
     """What torch computes place by place from one tensor: in its order of dims; None where places overlap."""
     if x.is_contiguous():
-        return _empty(x, x.shape)
+        return sized(x, x.shape)
     expected = 1
     for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
         if size != 1:
@@ -65,7 +66,7 @@ def _same(x: Tensor, *others: Any) -> Outputs | None:
 
 def _contiguous(x: Tensor, *others: Any) -> Outputs | None:
     del others
-    return _empty(x, x.shape)
+    return sized(x, x.shape)
 
 
 def _in_place(x: Tensor, *others: Any) -> Outputs | None:
@@ -74,13 +75,13 @@ def _in_place(x: Tensor, *others: Any) -> Outputs | None:
 
 def _clone(x: Tensor, *, memory_format: torch.memory_format | None = None) -> Outputs | None:
     if memory_format is torch.contiguous_format:
-        return _empty(x, x.shape)
+        return sized(x, x.shape)
     return _fresh(x) if memory_format in (None, torch.preserve_format) else None
 
 
 def _unsafe_view(x: Tensor, shape: Sequence[int]) -> Outputs | None:
     fits = x.is_contiguous() and math.prod(shape) == x.numel() and min(shape, default=0) >= 0
-    return _empty(x, shape) if fits else None
+    return sized(x, shape) if fits else None
 
 
 def _two(x: Tensor, y: Any, *others: Any) -> Outputs | None:
@@ -91,7 +92,7 @@ def _two(x: Tensor, y: Any, *others: Any) -> Outputs | None:
     if x.dtype != y.dtype or not y.is_meta:
         return None
     if x.shape == y.shape and x.is_contiguous() and y.is_contiguous():
-        return _empty(x, x.shape)
+        return sized(x, x.shape)
     shape = broadcast(x.shape, y.shape)
     return None if shape is None else torch.empty_strided(shape, strides(shape, (x, y)), dtype=x.dtype, device=_META)
 
@@ -126,8 +127,8 @@ def _batch_norm(x: Tensor, *rest: Any) -> Outputs | None:
     for vector in vectors:
         if vector is not None and vector.shape != (count,):
             raise RuntimeError(f"batch norm of {count} channels got a vector of {tuple(vector.shape)}")
-    normal = _empty(x, x.shape) if x.is_contiguous() else alike(x)
-    return normal, _empty(x, (count,)), _empty(x, (count,))
+    normal = sized(x, x.shape) if x.is_contiguous() else alike(x)
+    return normal, sized(x, (count,)), sized(x, (count,))
 
 
 def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | None, eps: float) -> Outputs | None:
@@ -138,7 +139,7 @@ def _layer_norm(x: Tensor, shape: Any, weight: Tensor | None, bias: Tensor | Non
         if tuple(part) != tail:
             raise RuntimeError(f"layer norm over {tuple(part)} got an input of {tuple(x.shape)}")
     statistics = (*x.shape[: x.ndim - len(shape)], *[1] * len(shape))
-    return _empty(x, x.shape), _empty(x, statistics), _empty(x, statistics)
+    return sized(x, x.shape), sized(x, statistics), sized(x, statistics)
 
 
 def _mean(x: Tensor, dims: Any = None, keepdim: bool = False) -> Outputs | None:
@@ -147,14 +148,14 @@ def _mean(x: Tensor, dims: Any = None, keepdim: bool = False) -> Outputs | None:
     gone = {dim % x.ndim for dim in dims if -x.ndim <= dim < x.ndim}
     if len(gone) < len(dims):
         return None  # for torch to refuse
-    return _empty(x, [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone])
+    return sized(x, [1 if dim in gone else size for dim, size in enumerate(x.shape) if keepdim or dim not in gone])
 
 
 def _mm(a: Tensor, b: Tensor) -> Outputs | None:
     _insist_on_one_dtype(a, b)
     if a.shape[1] != b.shape[0]:
         raise RuntimeError(f"matrices {tuple(a.shape)} and {tuple(b.shape)} do not fit")
-    return _empty(a, (a.shape[0], b.shape[1]))
+    return sized(a, (a.shape[0], b.shape[1]))
 
 
 def _addmm(bias: Tensor, a: Tensor, b: Tensor, *others: Any) -> Outputs | None:
@@ -163,7 +164,7 @@ def _addmm(bias: Tensor, a: Tensor, b: Tensor, *others: Any) -> Outputs | None:
         return None
     if a.shape[1] != b.shape[0] or math.prod(bias.shape) not in (1, b.shape[1]):
         raise RuntimeError(f"matrices {tuple(a.shape)} and {tuple(b.shape)} with {tuple(bias.shape)} do not fit")
-    return _empty(a, (a.shape[0], b.shape[1]))
+    return sized(a, (a.shape[0], b.shape[1]))
 
 
 def _bmm(a: Tensor, b: Tensor) -> Outputs | None:
@@ -171,7 +172,7 @@ def _bmm(a: Tensor, b: Tensor) -> Outputs | None:
     (batch, rows, inner), (others, meets, columns) = a.shape, b.shape
     if batch != others or inner != meets:
         raise RuntimeError(f"batches of matrices {tuple(a.shape)} and {tuple(b.shape)} do not fit")
-    return _empty(a, (batch, rows, columns))
+    return sized(a, (batch, rows, columns))
 
 
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Outputs | None:
@@ -186,7 +187,7 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Outputs | None:
         if not (fits and tensor.is_meta and tensor.dtype == first.dtype and tensor.is_contiguous()):
             return None
         shape[dim] += sizes[dim]
-    return _empty(first, shape)
+    return sized(first, shape)
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *settings: Any) -> Outputs | None:
@@ -216,7 +217,7 @@ def _swept(
     sizes = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(places, *settings, strict=True)]
     if min(sizes, default=1) < 1:
         raise RuntimeError(f"the kernel {tuple(kernel)} is larger than the input {tuple(places)}")
-    return _empty(x, (x.shape[0], channels, *sizes))
+    return sized(x, (x.shape[0], channels, *sizes))
 
 
 def _each(value: Sequence[int], count: int) -> Sequence[int]:

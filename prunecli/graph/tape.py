@@ -245,9 +245,11 @@ def _map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     kind = type(tree)
     if kind in _PLAIN:
         return tree
-    if isinstance(tree, Tensor):
+    if kind in _LEAVES or isinstance(tree, Tensor):
         return function(tree)
     if kind is tuple or kind is list:
+        if _PLAIN.issuperset(map(type, tree)):  # sizes and the like
+            return kind(tree)
         return kind([item if type(item) in _PLAIN else _map_tensors(item, function) for item in tree])
     if isinstance(tree, list | tuple):
         items = [_map_tensors(item, function) for item in tree]

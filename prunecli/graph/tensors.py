@@ -36,11 +36,13 @@ def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters, then buffers; a shared tensor comes once, under its first name."""
-    parts = [(f"{path}." if path else "", part) for path, part in submodules(module)]
+    parts = submodules(module)
     for kind in ("_parameters", "_buffers"):
         seen = set()
-        for prefix, part in parts:
-            for name, tensor in getattr(part, kind).items():
+        for path, part in parts:
+            own = getattr(part, kind)
+            prefix = f"{path}." if own and path else ""
+            for name, tensor in own.items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield prefix + name, tensor

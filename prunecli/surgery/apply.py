@@ -16,9 +16,12 @@ from prunecli.graph.attention import allow_fewer_heads
 from prunecli.graph.channels import Channels, holders
 from prunecli.graph.copying import copied, like
 from prunecli.graph.garbage import uncollected
+from prunecli.graph.shapes import sized
 from prunecli.graph.tensors import named_tensors, submodules
 from prunecli.surgery.fix import Edits, edits, head_edits
 from prunecli.surgery.select import PRODUCTS, selecting
+
+_BLOCK = 2**17  # numbers that the cache of a core holds
 
 
 @uncollected()
@@ -46,7 +49,7 @@ def cut(
     kept = _kept_places(channels, removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(module):
-        memo[id(tensor)] = like(tensor, sliced(replace.pop(name, tensor).detach(), name, kept, device))
+        memo[id(tensor)] = like(tensor, sliced(replace.pop(name, tensor), name, kept, device))
     smaller = copied(module, memo)
     for name, added in replace.items():
         owner, _, attribute = name.rpartition(".")
@@ -66,13 +69,26 @@ def sliced(
 ) -> Tensor:
     """The kept part of a tensor in storage of its own; on meta only its shape counts."""
     if tensor.is_meta or device == "meta":
-        shape = [len(kept.get((name, dim), range(size))) for dim, size in enumerate(tensor.shape)]
-        return torch.empty(shape, dtype=tensor.dtype, device="meta")
-    smaller = tensor
-    for dim in range(tensor.ndim):
-        if (name, dim) in kept:
-            smaller = smaller.index_select(dim, torch.as_tensor(kept[name, dim]).to(tensor.device))
-    return smaller.clone() if smaller is tensor else smaller
+        places = [(kept.get((name, dim)), size) for dim, size in enumerate(tensor.shape)]
+        return sized(tensor, [size if stay is None else len(stay) for stay, size in places])
+    dims = [dim for dim in range(tensor.ndim) if (name, dim) in kept]
+    return _selected(tensor.detach(), {dim: torch.as_tensor(kept[name, dim]).to(tensor.device) for dim in dims})
+
+
+def _selected(tensor: Tensor, where: Mapping[int, Tensor]) -> Tensor:
+    """Positions along dims, which rise; of a large tensor some rows at a time: what lies between stays in the cache."""
+    if not where:
+        return tensor.clone()
+    if len(where) == 1 or 0 not in where or tensor.numel() <= _BLOCK:
+        for dim, places in where.items():
+            tensor = tensor.index_select(dim, places)
+        return tensor
+    (_, rows), *between, (last, columns) = where.items()
+    found = tensor.new_empty([len(where[dim]) if dim in where else size for dim, size in enumerate(tensor.shape)])
+    count = max(1, _BLOCK * len(tensor) // tensor.numel())
+    for block, part in zip(rows.split(count), found.split(count), strict=True):
+        torch.index_select(_selected(tensor, {0: block, **dict(between)}), last, columns, out=part)
+    return found
 
 
 def _same_weights(module: nn.Module, channels: Channels, removed: Bools) -> dict[str, Tensor]:

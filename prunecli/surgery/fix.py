@@ -15,10 +15,12 @@ Edits = dict[str, int | list[int]]
 
 def _weight(module: nn.Module) -> Tensor:
     """That of a layer; where a hook computes it before every pass, the parameter that has its shape."""
-    computed = (module._parameters.get(name) for name in ("weight_orig", "weight_v"))
-    weight = next((parameter for parameter in computed if parameter is not None), module.weight)
-    assert isinstance(weight, Tensor)
-    return weight
+    for name in ("weight_orig", "weight_v", "weight"):
+        parameter = module._parameters.get(name)
+        if parameter is not None:
+            return parameter
+    assert isinstance(module.weight, Tensor)
+    return module.weight
 
 
 def _conv(module: nn.Module) -> Edits:

@@ -60,8 +60,8 @@ class Forecast:
         if not labels:
             return {}
         rows = [label.rows()[0] for label in labels.values()]
-        stays = (~self.removed).astype(np.int64)[self.channels.of(np.concatenate(rows))]
-        counts = np.add.reduceat(stays, np.cumsum([0, *map(len, rows[:-1])]))
+        stays = (~self.removed)[self.channels.channel_of][np.concatenate(rows)]
+        counts = np.add.reduceat(stays, np.cumsum([0, *map(len, rows[:-1])]), dtype=np.int64)
         return dict(zip(labels, counts.tolist(), strict=True))
 
     @cached_property
