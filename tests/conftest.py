@@ -14,6 +14,10 @@ import prunecli
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("default")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: threads of theirs would wait for one another
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
+    torch.set_num_threads(1)
+
 if expected := os.environ.get("PRUNECLI_PACKAGE"):  # a mutant: the tests must see it and nothing else
     assert Path(prunecli.__file__).parent == Path(expected)
 

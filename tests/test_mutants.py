@@ -495,7 +495,7 @@ MUTANTS = {
 def outcome(package: Path, test: str) -> int:
     """pytest's exit status: 0 green, 1 red."""
     environment = os.environ | {"PYTHONPATH": str(package.parent), "PRUNECLI_PACKAGE": str(package)}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", str(HERE / test)]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", str(HERE / test)]
     return subprocess.run(command, env=environment, capture_output=True, cwd=package.parent, check=False).returncode
 
 

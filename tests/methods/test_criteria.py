@@ -148,6 +148,7 @@ def test_the_budget_is_met(name: str, structure: str, tmp_path: Path) -> None:
     torch.save(randomise(build(parse("cifar_resnet20"))).state_dict(), path)
     budget = {"flops": 0.5} if structure == "channel" else {"sparsity": 0.8}
     given = {"name": name} | ({} if name in ("batchnorm", "fpgm") else {"structure": structure})
+    given |= {"images": 64} if name in WITH_IMAGES else {}
     fields = {"version": 1, "data": "fake:3x32x32", "method": given, "budget": budget}
     facts = prunecli.prune(validate(fields), str(path), tmp_path / "out.safetensors")
     assert (
@@ -167,7 +168,8 @@ def test_without_data_it_says_so(name: str, tmp_path: Path) -> None:
 def test_a_method_sees_the_same_images_again(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     torch.save(randomise(build(parse("cifar_resnet20"))).state_dict(), path)
-    fields = {"version": 1, "data": "fake:3x32x32", "method": {"name": "taylor"}, "budget": {"flops": 0.5}}
+    method = {"name": "taylor", "images": 64}
+    fields = {"version": 1, "data": "fake:3x32x32", "method": method, "budget": {"flops": 0.5}}
     for output in ("a", "b"):
         prunecli.prune(validate(fields), str(path), tmp_path / f"{output}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
