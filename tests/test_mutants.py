@@ -209,9 +209,21 @@ MUTANTS = {
     ),
     "tapes show torch's own attention": Mutant(
         "graph/tape.py",
-        "    in_parts(module)\n",
+        "    in_parts(parts)\n",
         "",
         "surgery/test_attention.py::test_a_tape_shows_its_products_and_narrower_heads_follow_it",
+    ),
+    "batch norm leaves an empty tensor on tapes": Mutant(
+        "graph/tape.py",
+        "    in_one_op(parts)\n",
+        "",
+        "graph/test_norms.py::test_it_is_the_op_that_torch_calls",
+    ),
+    "batch norm takes any number of dims": Mutant(
+        "graph/norms.py",
+        "        self._check_input_dim(input)  # type: ignore[no-untyped-call]\n",
+        "",
+        "graph/test_norms.py::test_it_refuses_what_torch_refuses",
     ),
     "the first operand does not say which dim lies inside": Mutant(
         "graph/broadcasting.py",

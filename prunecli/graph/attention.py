@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunecli.graph.tensors import Module, submodules
-
 
 class PlainAttention(nn.MultiheadAttention):
     """Attention with `num_heads` heads of width `head_dim`, whatever the width of the embedding."""
@@ -79,12 +77,11 @@ def _over_keys(mask: Tensor | None) -> Tensor | None:
     return mask if mask is None else mask.reshape(-1, 1, 1, mask.shape[-1])
 
 
-def in_parts(module: Module) -> Module:
-    """The module with all of torch's attention inside as it is here, in place: the same numbers by fewer ops."""
-    for _, part in submodules(module):
+def in_parts(parts: Iterable[nn.Module]) -> None:
+    """Exchange the class of all attention of torch's own: the same numbers by other ops."""
+    for part in parts:
         if type(part) is nn.MultiheadAttention:
             part.__class__ = PlainAttention
-    return module
 
 
 def allow_fewer_heads(parts: Iterable[nn.Module]) -> None:

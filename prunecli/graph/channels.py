@@ -12,7 +12,7 @@ from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from prunecli.arrays import Bools, Ints
+from prunecli.arrays import AnyInts, Bools, Ints
 from prunecli.graph.blocks import held, refined
 from prunecli.graph.labels import Book, Freeze, Label, Labels, Mixed, Normed, Pad, Read, Split, Sum, Told, Views, along
 from prunecli.graph.rules import apply
@@ -398,8 +398,9 @@ def components(count: int, ties: Sequence[tuple[Ints, ...]]) -> Ints:
 
 def _occurrences(slots: tuple[Slot, ...], count: int) -> csr_matrix:
     """(slots, channels) 1 where a channel occurs in a slot, however often."""
-    columns = np.concatenate([np.zeros(0, dtype=np.int64), *(slot.channels for slot in slots)])
-    starts = np.cumsum([0, *(len(slot.channels) for slot in slots)])
+    rows: list[AnyInts] = [np.zeros(0, dtype=np.int32), *(slot.channels for slot in slots)]
+    columns = np.concatenate(rows, dtype=np.int32, casting="same_kind")  # of the width that scipy would make of them
+    starts = np.cumsum([0, *(len(slot.channels) for slot in slots)], dtype=np.int32)
     members = csr_matrix((np.ones(len(columns), dtype=np.int64), columns, starts), shape=(len(slots), count))
     members.sum_duplicates()
     members.data[:] = 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prunecli.arrays import Bools, Ints
+from prunecli.arrays import AnyInts, Bools, Ints
 
 # Where channels are shuffled, runs come out too short to be worth the search.
 _ROUNDS = 8  # of mirrored cuts
@@ -27,15 +27,16 @@ class Runs:
 
     count: int
     starts: Ints
-    first: Ints
-    second: Ints
+    first: AnyInts
+    second: AnyInts
 
     def spread(self, labels: Ints) -> Ints:
         """(count,) the component of each id, from that of each run; both are numbered in order of what comes first."""
         lengths = np.diff(self.starts, append=self.count)
         leading = np.diff(np.maximum.accumulate(labels), prepend=-1) > 0  # of each component, the first run
         numbers = np.cumsum(lengths[leading]) - lengths[leading]
-        spread: Ints = np.repeat(numbers[labels] - self.starts, lengths) + np.arange(self.count)
+        spread: Ints = np.repeat(numbers[labels] - self.starts, lengths)
+        spread += np.arange(self.count)
         return spread
 
 
@@ -46,7 +47,8 @@ def runs_of(count: int, ties: Sequence[tuple[Ints, ...]]) -> Runs:
         count: number of ids.
         ties: pairs of arrays of one shape, none of them empty; ids at the same place are tied.
     """
-    first, second = (np.concatenate([tie[side].ravel() for tie in ties]) for side in (0, 1))
+    tied = ([tie[side].ravel() for tie in ties] for side in (0, 1))
+    first, second = (np.concatenate(ids, dtype=np.int32, casting="same_kind") for ids in tied)
     breaks = (np.diff(first) != 1) | (np.diff(second) != 1)
     places = np.concatenate([[0], np.flatnonzero(breaks) + 1])  # where pieces begin: ids in a row on both sides
     lengths = np.diff(places, append=len(first))
@@ -54,9 +56,9 @@ def runs_of(count: int, ties: Sequence[tuple[Ints, ...]]) -> Runs:
     is_cut = None if len(places) * _SHORT > len(first) else _cuts(count, sides, lengths)
     if is_cut is None:
         return Runs(count, np.arange(count), first, second)
-    number_of = np.cumsum(is_cut) - 1
-    begin, other = (number_of[side] for side in sides)
-    covered = number_of[sides[0] + lengths] - begin
+    begun = np.cumsum(is_cut, dtype=np.int32)  # runs up to each id
+    begin, other = (begun[side] - 1 for side in sides)
+    covered = begun[sides[0] + lengths] - 1 - begin
     steps = _counted(covered)
     return Runs(
         count, np.flatnonzero(is_cut[:-1]), np.repeat(begin, covered) + steps, np.repeat(other, covered) + steps

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from prunecli.errors import InputError, summary
 from prunecli.graph.attention import in_parts
 from prunecli.graph.copying import moved, shadow
+from prunecli.graph.norms import in_one_op
 from prunecli.graph.shapes import shortcut
 from prunecli.graph.tensors import named_tensors, submodules
 
@@ -348,9 +349,11 @@ def unfused() -> Iterator[None]:
 
 
 def prepare(module: nn.Module, *, train: bool) -> None:
-    """What forward passes are looked at on, in place: all of it in training or eval mode, its attention in parts."""
-    in_parts(module)
-    if any(part.training != train for _, part in submodules(module)):  # torch takes as long again as for a dozen ops
+    """What forward passes are looked at on, in place: all in one mode, layers of torch's own as the ops they are."""
+    parts = [part for _, part in submodules(module)]
+    in_parts(parts)
+    in_one_op(parts)
+    if any(part.training != train for part in parts):  # torch takes as long again as for a dozen ops
         module.train(train)
 
 

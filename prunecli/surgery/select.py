@@ -88,7 +88,8 @@ def _without(stays: Sequence[tuple[int, Tensor]], func: Any, args: Any, kwargs: 
 class _Selecting(nn.Module):
     def __init__(self, module: nn.Module, plan: Plan) -> None:
         super().__init__()
-        self.module = in_parts(module)
+        in_parts(module.modules())
+        self.module = module
         self.plan = plan
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
