@@ -1,6 +1,6 @@
-"""Torch's batch norm in one op: by itself it looks at its arguments twice and makes an empty tensor on the way.
+"""Torch's batch norm as one op: it looks at its arguments twice, and makes an empty tensor on the way.
 
-A forward pass on meta spends a twentieth of a trace on that.
+On meta, where nothing is computed, that took a twentieth of the time of a survey.
 """
 
 from __future__ import annotations

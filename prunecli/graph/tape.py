@@ -435,11 +435,13 @@ class _Recorder(Observer):
         refs: list[Ref] = []
 
         def to_ref(tensor: Tensor) -> Ref:
-            known = len(self.tape.shapes)
-            ref = Ref(self.value_of(tensor))
+            known = self._current.get(id(tensor))
+            if known is None:
+                known = self.value_of(tensor)
+                if not tensor.is_meta and tensor.numel() == 1:
+                    self.tape.numbers[known] = tensor.item()
+            ref = Ref(known)
             refs.append(ref)
-            if ref.index == known and not tensor.is_meta and tensor.numel() == 1:
-                self.tape.numbers[ref.index] = tensor.item()
             return ref
 
         ref_args = _map_tensors(args, to_ref)
