@@ -24,7 +24,7 @@ NESTS = {
 
 
 @pytest.mark.parametrize("nest", NESTS)
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "densenet121"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", pytest.param("densenet121", marks=pytest.mark.slow)])
 def test_torchvision_with_ten_classes(name: str, nest: str, tmp_path: Path) -> None:
     state = build(parse(f"torchvision:{name}?num_classes=10")).state_dict()
     torch.save(NESTS[nest](state), tmp_path / "m.pt")
