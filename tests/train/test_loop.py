@@ -46,7 +46,7 @@ SETTINGS = {
     "all": Train(
         epochs=2, batch_size=64, ema=0.9, label_smoothing=0.1, warmup_epochs=0.5, schedule="step", nesterov=True
     ),
-    "adamw": Train(epochs=2, batch_size=64, optimizer="adamw", lr=1e-3, channels_last=True, bf16=True),
+    "adamw": Train(epochs=1, batch_size=32, optimizer="adamw", lr=1e-3, channels_last=True, bf16=True),
 }
 
 
