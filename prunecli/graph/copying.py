@@ -42,7 +42,7 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
     memo[id(module)] = twin
     state = dict(state)  # which may be that of the module itself
     _fill(state, memo)
-    if parametrized or kind.__setstate__ is nn.Module.__setstate__:  # which adds what older torch did not write
+    if parametrized or kind.__setstate__ is nn.Module.__setstate__:  # torch's own adds what older versions lack
         vars(twin).update(state)
     else:
         twin.__setstate__(state)  # type: ignore[no-untyped-call]
