@@ -24,13 +24,13 @@ class _InOneOp(_BatchNorm):
         return torch.native_batch_norm(input, self.weight, self.bias, *rest)[0]
 
 
-KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-IN_ONE_OP: dict[type, Any] = {kind: type(kind.__name__, (_InOneOp, kind), {}) for kind in KINDS}
+_KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_IN_ONE_OP: dict[type, Any] = {kind: type(kind.__name__, (_InOneOp, kind), {}) for kind in _KINDS}
 
 
 def in_one_op(parts: Iterable[nn.Module]) -> None:
     """Exchange the class of every batch norm of torch's own."""
     for part in parts:
-        kind = IN_ONE_OP.get(type(part))
+        kind = _IN_ONE_OP.get(type(part))
         if kind is not None:
             part.__class__ = kind
