@@ -114,6 +114,7 @@ def _facts(opened: Model, way: Way, before: Figures, after: Figures, *, written:
         cuts=cuts,
         notes=[
             *opened.notes,
+            *way.notes,
             *_undershot(result.budget),
             *_disagreement(result.budget, before, after, way),
         ],

@@ -23,7 +23,7 @@ from prunecli.pipeline.operate import Operated, folded, operate, prunable, resto
 from prunecli.pipeline.training import Training
 from prunecli.recipe.schema import Recipe, Train
 from prunecli.surgery.expand import collapsed
-from prunecli.surgery.recover import recalibrate, refit
+from prunecli.surgery.recover import Refitted, recalibrate, refit
 from prunecli.train.data import Data
 from prunecli.train.split import Drawn
 from prunecli.train.zeros import KeepZeros
@@ -36,6 +36,7 @@ class Way:
 
     Attributes:
         predictions, outcomes, by_layer: what a method that trains said before, and found.
+        notes: what the user should know.
     """
 
     done: Operated
@@ -45,6 +46,7 @@ class Way:
     predictions: Mapping[str, float] = field(default_factory=dict)
     outcomes: Mapping[str, float] = field(default_factory=dict)
     by_layer: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -151,14 +153,16 @@ class Steps:
         if settings is not None and share == 1.0 and not self.recipe.strip.fold_batchnorm:  # training would be in vain
             insist_on_change(way.done.then(result), model, self.opened)
         pruned = self.figures(model) if settings or self.recipe.recover else None
-        recovered = None
+        recovered, notes = None, way.notes
         if self.recipe.recover is not None:
-            model = self._recovered(before, model, result.journal)
+            model, left = self._recovered(before, model, result.journal)
             recovered = self.figures(model) if settings else None
+            notes = tuple(dict.fromkeys([*notes, *left]))
         if settings is not None and self.training is not None:
             fit = self.training.fit(model.module, settings, [KeepZeros(model.module)])
             model = replace(model, module=fit.module)
-        return replace(way, done=way.done.then(result), model=model, pruned=pruned, recovered=recovered)
+        done = way.done.then(result)
+        return replace(way, done=done, model=model, pruned=pruned, recovered=recovered, notes=notes)
 
     def figures(self, model: Model) -> Figures:
         """Of a model on the way; with gates its FLOPs are those that the test images take in the mean."""
@@ -167,21 +171,22 @@ class Steps:
         taken = flops_taken(model, self.images, self.recipe.device)
         return found if taken is None else replace(found, flops=taken.mean)
 
-    def _recovered(self, before: Model, after: Model, cut: Journal) -> Model:
-        """Fitted to the model before the cut, on images of the recipe's data."""
+    def _recovered(self, before: Model, after: Model, cut: Journal) -> tuple[Model, list[str]]:
+        """Fitted to the model before the cut, on images of the recipe's data, and notes on what was not."""
         recover = self.recipe.recover
         if self.images is None or recover is None:
             raise InputError("recover looks at images, but no data is given", hint="data: in the recipe, or --data")
         split = self.images.train
 
-        def fitted(place: torch.device) -> nn.Module:
+        def fitted(place: torch.device) -> Refitted:
             home = torch.zeros((), dtype=after.dtype, device=place)
             seen = partial(Drawn(split, self.recipe.seed, home, recover.augment).images, recover.images)
             if recover.by == "batchnorm":
-                return recalibrate(placed(after.module, place), seen)
+                return Refitted(recalibrate(placed(after.module, place), seen), {})
             return refit(placed(before.module, place), placed(after.module, place), cut, seen)
 
-        return replace(after, module=placed(computed(self.recipe.device, fitted), "cpu"))
+        found = computed(self.recipe.device, fitted)
+        return replace(after, module=placed(found.module, "cpu")), _unfitted(found.left)
 
     def _settings(self, step: int, steps: int) -> Train | None:
         """The epochs that belong to one of several steps; None where there are none."""
@@ -193,6 +198,18 @@ class Steps:
         else:
             epochs = settings.epochs * (step + 1) // steps - settings.epochs * step // steps
         return settings.model_copy(update={"epochs": epochs}) if epochs else None
+
+
+def _unfitted(left: Mapping[str, str]) -> list[str]:
+    """A note for each reason why layers were not fitted."""
+    layers = {reason: [name for name, why in left.items() if why == reason] for reason in left.values()}
+    return [f"recover left {_named(names)} as cut: {reason}" for reason, names in layers.items()]
+
+
+def _named(layers: Sequence[str], most: int = 3) -> str:
+    """A few of them, and how many more there are."""
+    more = f" and {len(layers) - most} more" if len(layers) > most else ""
+    return ", ".join(layers[:most]) + more
 
 
 def _round(unit: str, step: int) -> str:

@@ -7,8 +7,9 @@ statistics of the smaller model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +23,22 @@ from prunecli.surgery.border import Bordered
 Images = Callable[[], Iterator[Tensor]]
 RIDGE = 1e-4  # of the mean variance of what a layer reads
 PLACES = 32  # positions of a feature map that are looked at, for each image
+READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights read along their second dim
+UNKNOWN = "only linear layers and two-dimensional convolutions without groups and with padding by zeros are fitted"
 LARGEST = 6144  # inputs times taps of a layer; beyond that the normal equations do not pay
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """What came of a fit.
+
+    Attributes:
+        module: with new weights.
+        left: layers that read removed channels and stay as they were cut, each with the reason.
+    """
+
+    module: nn.Module
+    left: Mapping[str, str]
 
 
 def recalibrate(module: nn.Module, images: Images) -> nn.Module:
@@ -42,7 +58,7 @@ def recalibrate(module: nn.Module, images: Images) -> nn.Module:
     return twin.eval()
 
 
-def refit(dense: nn.Module, smaller: nn.Module, journal: Journal, images: Images) -> nn.Module:
+def refit(dense: nn.Module, smaller: nn.Module, journal: Journal, images: Images) -> Refitted:
     """A copy of `smaller` whose readers of removed channels are fitted to what they gave in `dense`.
 
     ``W' = argmin sum |W x - W' x'|^2 + ridge |W' - W_kept|^2``, with x what the layer reads in the dense model and x'
@@ -55,10 +71,14 @@ def refit(dense: nn.Module, smaller: nn.Module, journal: Journal, images: Images
         images: the same images each time it is called.
     """
     twin = copied(smaller).eval()
-    for name, layer in dense.eval().named_modules():
-        if (f"{name}.weight", 1) in journal.kept and _is_plain(layer):
-            _refit_layer(dense, twin, name, journal, images)
-    return twin
+    left: dict[str, str] = {}
+    readers = {name: layer for name, layer in dense.eval().named_modules() if isinstance(layer, READERS)}
+    for name, layer in readers.items():
+        if (f"{name}.weight", 1) in journal.kept:
+            reason = _refit_layer(dense, twin, name, journal, images) if _is_plain(layer) else UNKNOWN
+            if reason is not None:
+                left[name] = reason
+    return Refitted(twin, left)
 
 
 def _is_plain(layer: nn.Module) -> bool:
@@ -68,14 +88,15 @@ def _is_plain(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear)
 
 
-def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal, images: Images) -> None:
+def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal, images: Images) -> str | None:
+    """Fit one layer; the reason where it stays as it is."""
     old: Any = dense.get_submodule(name)
     new: Any = twin.get_submodule(name)
     weight = new.weight
     assert isinstance(weight, Tensor)
-    width = weight[0].numel() + 1  # a column of ones for the bias
-    if width > LARGEST:
-        return
+    if (reads := weight[0].numel()) > LARGEST:
+        return f"each output reads {reads:,} values, more than {LARGEST:,}"
+    width = reads + 1  # a column of ones for the bias
     rows = torch.tensor(journal.kept.get((f"{name}.weight", 0), tuple(range(len(old.weight)))))
     gram, moment = (weight.new_zeros((width, count), dtype=torch.float64) for count in (width, len(rows)))
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +106,7 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
                 dense(batch)
                 twin(batch)
             if [_places(old, was) for was in before] != [_places(new, x) for x in now]:
-                return  # another module reads the weight itself, or data decides what a layer reads (experts)
+                return "another module reads its weight, or data decides what it reads"
             for was, x in zip(before, now, strict=True):
                 given = _given(old, was)[:, rows]
                 wanted = given - new.border(x.shape[2:]) if isinstance(new, Bordered) else given  # the border stays
@@ -93,8 +114,8 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
                 read = F.pad(found, (0, 1), value=1.0).double()
                 gram += read.T @ read
                 moment += read.T @ target.double()
-        if gram[-1, -1] < 2 * width:  # the count of places: too few would be learned by heart
-            return
+        if (places := int(gram[-1, -1])) < 2 * width:  # too few would be learned by heart
+            return f"{places:,} places of the images are fewer than twice what an output reads (recover.images)"
         start = F.pad(weight.flatten(1).double(), (0, 1)).T
         start[-1] = 0 if new.bias is None else new.bias.double()
         ridge = RIDGE * gram.diagonal().mean() * torch.eye(width).to(gram)
@@ -105,6 +126,7 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
         new.weight = like(weight, fitted[:-1].T.reshape(weight.shape).to(weight.dtype))
         if isinstance(new.bias, Tensor):
             new.bias = like(new.bias, fitted[-1].to(weight.dtype))
+    return None
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def test_a_channel_that_others_make_up_costs_nothing(reader: nn.Module) -> None:
     removed = np.zeros(channels.count, dtype=bool)
     removed[slot.channels[5]] = True
     smaller, journal = cut(module, channels, removed)
-    fitted = refit(module, smaller, journal, images)
+    fitted = refit(module, smaller, journal, images).module
     expected = module(PICTURES)
     assert (smaller(PICTURES) - expected).abs().max() > 0.05
     assert (fitted(PICTURES) - expected).abs().max() < 5e-3
@@ -76,7 +76,7 @@ def test_it_never_fits_worse_than_it_was() -> None:
     channels = trace(module, Example((pictures[:1],)))
     removed = repair(channels, np.random.default_rng(0).random(channels.count) < 0.3)
     smaller, journal = cut(module, channels, removed)
-    fitted = refit(module, smaller, journal, lambda: iter([pictures]))
+    fitted = refit(module, smaller, journal, lambda: iter([pictures])).module
     expected = module(pictures)
     errors = [(m(pictures) - expected).square().mean() for m in (smaller, fitted)]
     assert errors[1] < 0.7 * errors[0]
@@ -100,7 +100,7 @@ def test_layers_that_run_twice_or_not_by_themselves() -> None:
     channels = survey(module, Example((PICTURES[:1],)))
     smaller, journal = cut(module, channels, halves(channels))
     assert {("attention.self_attn.out_proj.weight", 1), ("twice.weight", 1)} <= journal.kept.keys()
-    fitted = refit(module, smaller, journal, lambda: iter([PICTURES]))
+    fitted = refit(module, smaller, journal, lambda: iter([PICTURES])).module
     expected = module(PICTURES)
     errors = [(m(PICTURES) - expected).square().mean() for m in (smaller, fitted)]
     assert errors[1] < errors[0]
@@ -111,7 +111,7 @@ def test_experts_that_read_other_rows_after_a_cut_are_left_as_they_are() -> None
     module = MODELS["Experts"]().eval()
     channels = survey(module, Example((PICTURES[:1],)))
     smaller, journal = cut(module, channels, halves(channels))
-    fitted = refit(module, smaller, journal, lambda: iter([torch.randn(64, 3, 8, 8)]))
+    fitted = refit(module, smaller, journal, lambda: iter([torch.randn(64, 3, 8, 8)])).module
     assert {n: t.shape for n, t in fitted.state_dict().items()} == {n: t.shape for n, t in smaller.state_dict().items()}
 
 
@@ -120,5 +120,37 @@ def test_widths_and_names_stay() -> None:
     channels = trace(module, Example((torch.zeros(1, 3, 32, 32),)))
     removed = repair(channels, np.random.default_rng(0).random(channels.count) < 0.3)
     smaller, journal = cut(module, channels, removed)
-    fitted = refit(module, smaller, journal, lambda: iter([torch.randn(8, 3, 32, 32)]))
+    fitted = refit(module, smaller, journal, lambda: iter([torch.randn(8, 3, 32, 32)])).module
     assert {n: t.shape for n, t in fitted.state_dict().items()} == {n: t.shape for n, t in smaller.state_dict().items()}
+
+
+@pytest.mark.parametrize(("images", "left"), [(64, ["1"]), (66, [])])
+def test_layers_that_see_too_little_are_named(images: int, left: list[str]) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 3)).eval()
+    channels = trace(module, Example((torch.zeros(1, 8),)))
+    smaller, journal = cut(module, channels, halves(channels))
+    found = refit(module, smaller, journal, lambda: iter([torch.randn(images, 8)]))
+    assert list(found.left) == left
+    assert all("64 places of the images are fewer" in reason for reason in found.left.values())
+    assert torch.equal(found.module[1].weight, smaller[1].weight) == bool(left)
+
+
+@pytest.mark.parametrize(
+    ("reader", "shape", "why"),
+    [
+        (nn.Conv1d(4, 3, 1), (4, 9), "are fitted"),
+        (nn.Conv2d(4, 4, 1, groups=2), (4, 3, 3), "are fitted"),
+        (nn.Conv2d(4, 3, 3, padding=1, padding_mode="reflect"), (4, 3, 3), "are fitted"),
+        (nn.Conv2d(4, 3, 64), (4, 64, 64), "more than 6,144"),
+    ],
+)
+def test_readers_that_cannot_be_fitted_are_named(reader: nn.Module, shape: tuple[int, ...], why: str) -> None:
+    kind = nn.Conv1d if len(shape) == 2 else nn.Conv2d
+    module = nn.Sequential(kind(4, 4, 1), reader).eval()
+    x = torch.randn(2, *shape)
+    channels = trace(module, Example((x[:1],)))
+    smaller, journal = cut(module, channels, halves(channels))
+    found = refit(module, smaller, journal, lambda: iter([x]))
+    assert why in found.left["1"]
+    assert torch.equal(found.module(x), smaller(x))
