@@ -10,7 +10,7 @@ from prunecli.checkpoint.write import atomic, check_output
 from prunecli.exporters.targets import target_for, write_and_run
 from prunecli.facts import ExportFacts
 from prunecli.graph.examples import random_example, takes
-from prunecli.graph.tape import Example
+from prunecli.graph.tape import Example, record
 from prunecli.model import DEFAULT, Opening, Source, open_model
 
 FIXED = "the file takes a batch of {} only: this format cannot carry the model for any batch size"
@@ -26,7 +26,7 @@ def export(source: Source, output: str | Path, opening: Opening = DEFAULT) -> Ex
         opening: how to open the model.
 
     Raises:
-        InputError: unknown suffix, or the format cannot carry the model.
+        InputError: unknown suffix, an input that the model does not take, or the format cannot carry the model.
         VerificationError: the file computes something else.
     """
     started, output = time.monotonic(), Path(output)
@@ -35,6 +35,8 @@ def export(source: Source, output: str | Path, opening: Opening = DEFAULT) -> Ex
     check_output(output, *([model.path] if model.path else []))
     example = model.example.to(dtype=model.dtype)
     first, *more = (random_example(example, seed, batch) for seed, batch in ((0, 1), (1, 2), (2, 5)))
+    if target.run is not None:  # a state dict is for any input
+        record(model.module, first)
     others = [test for test in more if takes(model.module, test)]
     with tempfile.TemporaryDirectory(prefix="prunecli-") as folder:
         draft = Path(folder) / output.name  # exporters look at the suffix

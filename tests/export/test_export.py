@@ -90,6 +90,14 @@ def test_state_dicts(suffix: str, small: str, tmp_path: Path) -> None:
     assert all(torch.equal(found[n], t) for n, t in own.items())
 
 
+@pytest.mark.parametrize("suffix", ["onnx", "pt2", "ts"])
+def test_an_input_that_does_not_fit_is_no_fault_of_the_format(suffix: str, small: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the model does not run: .*in stem") as caught:
+        prunecli.export(small, tmp_path / f"m.{suffix}", prunecli.Opening.like(torch.zeros(1, 9, 9)))
+    assert caught.value.hint == "check --input"
+    assert not list(tmp_path.iterdir())
+
+
 def test_half_precision_differs_in_its_last_places_only(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64)).half()
