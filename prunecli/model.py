@@ -28,7 +28,7 @@ from prunecli.graph.copying import moved, placed, shadow
 from prunecli.graph.examples import picking
 from prunecli.graph.lazy import awakened, insist_on_values, is_lazy
 from prunecli.graph.tape import Example, ForwardError, record
-from prunecli.graph.tensors import cast, dtype_name, row_major, stored, unstored
+from prunecli.graph.tensors import cast, dtype_name, home, row_major, stored, unstored
 from prunecli.inputs import DTYPES, Argument, Inputs, from_json
 from prunecli.surgery.assign import assign
 
@@ -114,15 +114,11 @@ class Model:
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the first floating-point parameter."""
-        return _dtype(self.module)
+        return home(self.module).dtype
 
     def after(self, module: nn.Module, cut: Journal) -> Model:
         """The same model with a smaller module, `cut` since this one."""
         return replace(self, module=module, journal=self.journal.then(cut))
-
-
-def _dtype(module: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
 
 def _zeros(arch: ArchSpec | None, inputs: Inputs, own: torch.dtype) -> Example:
@@ -262,7 +258,9 @@ def _built(spec: ArchSpec, inputs: Inputs | None) -> nn.Module:
 
 def _ready(module: nn.Module, spec: ArchSpec | None, inputs: Inputs | None) -> nn.Module:
     """Lazy layers have the widths that such inputs give them."""
-    return awakened(module, _zeros(spec, _inputs(spec, module, inputs), _dtype(module))) if is_lazy(module) else module
+    if not is_lazy(module):
+        return module
+    return awakened(module, _zeros(spec, _inputs(spec, module, inputs), home(module).dtype))
 
 
 def filled(
@@ -375,9 +373,9 @@ def refilled(module: nn.Module, checkpoint: Checkpoint) -> nn.Module:
     else:
         _ready(inner, None, inputs)
     state = checkpoint.state if container is not None else checkpoint.spelled(inner.state_dict()).state
-    home = next((tensor.device for tensor in stored(inner).values()), torch.device("meta"))
+    device = next((tensor.device for tensor in stored(inner).values()), torch.device("meta"))
     assign(inner, state, journal, f"{path} as {type(inner).__qualname__}")
-    return (module if home.type == "meta" else module.to(home)).eval()
+    return (module if device.type == "meta" else module.to(device)).eval()
 
 
 def _named_in(container: Mapping[str, Any], path: Path, asked: str | None) -> ArchSpec | None:

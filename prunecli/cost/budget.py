@@ -56,10 +56,11 @@ class Search:
         least = self.least()
         if least > self.limit:
             full = self.whole or self.cost(np.ones(self.channels.count, dtype=np.bool_))
+            possible = f"keep {np.ceil(1e4 * least / full) / 1e2:.2f} % or more, or exclude fewer layers"
             raise InputError(
                 f"the {self.unit} budget {percent(self.limit / full)} cannot be met: "
                 f"the least possible is {percent(least / full)} ({self.show(least)} of {self.show(full)})",
-                hint=f"keep {np.ceil(1e4 * least / full) / 1e2:.2f} % or more, or exclude fewer layers",
+                hint=possible if least < full else "prunecli analyze --why LAYER tells why nothing can go",
             )
         removed = self._give_back(self._remove(order, self._fewest(order)), order)
         if round_to > 1:

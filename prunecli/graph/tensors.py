@@ -59,6 +59,15 @@ def unstored(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in module.named_buffers() if name not in held}
 
 
+def home(module: nn.Module) -> Tensor:
+    """An empty tensor of the device and dtype that inputs get: those of the first floating-point parameter.
+
+    Complex numbers and integers, as of codebooks, come from them on the way. Without any it is a float on the CPU.
+    """
+    first = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    return torch.empty(0, dtype=first.dtype, device=first.device)
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """As people write it: ``float32``."""
     return str(dtype).removeprefix("torch.")

@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from prunecli.graph.copying import moved
+from prunecli.graph.tensors import home
 from prunecli.methods.base import Evidence
 from prunecli.methods.control import Ramp, smallest
 from prunecli.methods.hook import Batch, Course, Hook
 from prunecli.methods.magnitude import Magnitude
-from prunecli.methods.masks import Mask, MaskedReader, MaskedWeight, bake
+from prunecli.methods.masks import Mask, MaskedReader, MaskedWeight
 from prunecli.methods.scope import ranks
 from prunecli.methods.widths import excluding, widths_of
+from prunecli.methods.wrapping import bake, wrap
 from prunecli.recipe.schema import Budget, Train
+from prunecli.surgery.probe import insist_on_free
 
 if TYPE_CHECKING:
     from prunecli.methods.gumbel import GumbelMasks
@@ -108,12 +110,11 @@ class WeightMasks(Masks):
         module.requires_grad_(False)
         self._layers: dict[str, MaskedWeight] = {}
         for name in self._names:
-            owner, _, attribute = name.rpartition(".")
             weight = module.get_parameter(name)
             if self._method.signed_constant:
                 weight.data = weight.sign() * weight.std()
             masked = MaskedWeight(Mask(self.start(weight.detach().abs()), self._method.tau), weight)
-            parametrize.register_parametrization(module.get_submodule(owner), attribute, masked, unsafe=True)
+            wrap(module, name, masked)
             self._layers[name] = masked
 
     def masks(self) -> Sequence[Mask]:
@@ -170,29 +171,28 @@ class ChannelMasks(Masks):
         """Everything is frozen but the mask.
 
         Raises:
-            InputError: the budget is impossible.
+            InputError: no channel may go, or the budget is impossible.
         """
         fields = self._method
         bare = moved(module, "cpu").eval()
         restrict = excluding(bare, fields.exclude)
         self._widths = widths_of(bare, course.example, self._budget, restrict, fields.min_channels)
+        insist_on_free(self._widths.channels)
         evidence = Evidence(bare, course.example, 0)
         scores = Magnitude(name="magnitude").channel_scores(evidence, self._widths.channels)
         self._widths.choose(scores)  # an impossible budget is refused before anything is trained
         self._free = np.flatnonzero(self._widths.free)
         self._ramp = Ramp(1 - self._widths.target, fields.ramp, course.steps)
         module.requires_grad_(False)
-        home = next(module.parameters())
-        self._mask = Mask(self.start(torch.from_numpy(scores[self._free]).to(home)), fields.tau)
+        self._mask = Mask(self.start(torch.from_numpy(scores[self._free]).to(home(module))), fields.tau)
         place = np.full(self._widths.channels.count, len(self._free))
         place[self._free] = np.arange(len(self._free))
         self._readers = self._widths.readers()
         for reader in self._readers:
             owner, _, attribute = reader.name.rpartition(".")
-            layer = module.get_submodule(owner)
-            weight = getattr(layer, attribute)  # a weight that reads along two dims is masked twice
+            weight = getattr(module.get_submodule(owner), attribute)  # one that reads along two dims is masked twice
             masked = MaskedReader(self._mask, torch.from_numpy(place[reader.channels]), reader.dim, weight)
-            parametrize.register_parametrization(layer, attribute, masked, unsafe=True)
+            wrap(module, reader.name, masked)
 
     def masks(self) -> Sequence[Mask]:
         """The one mask."""

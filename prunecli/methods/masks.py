@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 
 class Sampled(torch.autograd.Function):
@@ -122,11 +120,3 @@ class MaskedReader(nn.Module):
         known = self.mask()
         mask = torch.cat([known, known.new_ones(1)])[self.members]
         return self.rescale * (mask.reshape(self._shape) * weight)
-
-
-def bake(module: nn.Module, names: Sequence[str]) -> None:
-    """Leave plain weights, as the layers used them."""
-    module.eval()
-    for name in dict.fromkeys(names):
-        owner, _, attribute = name.rpartition(".")
-        parametrize.remove_parametrizations(module.get_submodule(owner), attribute, leave_parametrized=True)

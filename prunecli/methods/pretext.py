@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from prunecli.collectives import of_all, share
 from prunecli.errors import InputError
 from prunecli.graph.tape import Example, output_tensors, record
+from prunecli.graph.tensors import home
 from prunecli.methods.hook import Batch, Course, Hook
 from prunecli.ranks import world
 
@@ -145,8 +146,7 @@ class Instance(Pretext):
     def attach(self, module: nn.Module, course: Course) -> None:
         """The bank starts at random, as in the paper."""
         super().attach(module, course)
-        home = next(module.parameters())
-        self._bank = F.normalize(torch.randn(course.count, EMBEDDING, device=home.device), dim=1)
+        self._bank = F.normalize(torch.randn(course.count, EMBEDDING, device=home(module).device), dim=1)
 
     def loss(self, task: Callable[[], Tensor], forward: Callable[[Tensor], Any], batch: Batch) -> Tensor:
         """Cross entropy of the image among the others; its place in the bank follows the embedding."""

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from prunecli.errors import InputError
 from prunecli.methods.control import Ramp
 from prunecli.methods.hook import Course, Hook
+from prunecli.methods.wrapping import bake, wrap
 
 LOWEST, HIGHEST = -60.0, 20.0  # between these a sigmoid goes from 0 to 1
 BELOW = 0.999  # of the threshold, so that rounding brings nothing back
@@ -55,7 +55,8 @@ class Link:
 
 
 LINKS = {
-    "sigmoid": Link(torch.sigmoid, lambda size: size.clamp(max=1 - 1e-12).logit()),
+    # what is larger than 1 is out of a sigmoid's reach, and goes last, the largest at the very end
+    "sigmoid": Link(torch.sigmoid, lambda size: size.clamp(max=1 - 1e-12).logit() + (size - 1).clamp(min=0)),
     "exp": Link(torch.exp, torch.log),
 }
 
@@ -126,11 +127,11 @@ class Thresholds(Hook):
                 hint=f"method.s_init above {least:.4g}, more train.weight_decay, or budget: {{sparsity: 0.9}}",
             )
         with torch.no_grad():
-            for owner, attribute in self._places(module):
-                weight = getattr(owner, attribute)
+            for name in self._names:
+                weight = module.get_parameter(name)
                 wrapped = SoftThreshold(self._s_init, weight)
                 weight.add_(weight.sign() * wrapped.threshold)
-                parametrize.register_parametrization(owner, attribute, wrapped, unsafe=True)
+                wrap(module, name, wrapped)
 
     def predictions(self) -> Mapping[str, float]:
         """The share of the run after which decay alone has woken the thresholds, and the sparsity."""
@@ -157,8 +158,7 @@ class Thresholds(Hook):
         layers = self._layers(module)
         self._zeros = self._sparsity_of(layers)
         self._final = {n: float(p.raised(offset).detach()) for n, (p, _) in zip(self._names, layers, strict=True)}
-        for owner, attribute in self._places(module):
-            parametrize.remove_parametrizations(owner, attribute, leave_parametrized=True)
+        bake(module, self._names)
 
     def outcomes(self) -> Mapping[str, float]:
         """The sparsity of the weights."""
@@ -168,15 +168,11 @@ class Thresholds(Hook):
         """The threshold of each weight."""
         return {name: {"threshold": threshold} for name, threshold in self._final.items()}
 
-    def _places(self, module: nn.Module) -> list[tuple[nn.Module, str]]:
-        split = (name.rpartition(".") for name in self._names)
-        return [(module.get_submodule(owner), attribute) for owner, _, attribute in split]
-
     def _layers(self, module: nn.Module) -> list[tuple[SoftThreshold, Tensor]]:
         """Each layer's parametrization and the weight below it."""
         found = []
-        for owner, attribute in self._places(module):
-            below: Any = owner.parametrizations[attribute]  # type: ignore[index]
+        for owner, _, attribute in (name.rpartition(".") for name in self._names):
+            below: Any = module.get_submodule(owner).parametrizations[attribute]  # type: ignore[index]
             found.append((below[0], below.original.detach()))
         return found
 
@@ -213,8 +209,9 @@ def life(weight: Tensor, threshold: SoftThreshold) -> Tensor:
 @torch.no_grad()
 def press(weight: Tensor, threshold: SoftThreshold, offset: float, among: Tensor | bool = True) -> None:
     """Put what a raised threshold catches, among some weights or all, below the learned one, in place."""
-    below = BELOW * threshold.threshold / threshold.raised(offset)
-    weight.mul_(torch.where((life(weight, threshold) <= offset) & among, below, 1.0))
+    caught, most = (life(weight, threshold) <= offset) & among, BELOW * threshold.threshold
+    lowered = (weight * (most / threshold.raised(offset))).clamp(-most, most)
+    weight.copy_(torch.where(caught, lowered, weight))
 
 
 @torch.no_grad()

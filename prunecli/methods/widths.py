@@ -16,7 +16,7 @@ from prunecli.graph.tape import Example
 from prunecli.methods.base import select
 from prunecli.recipe.schema import Budget
 from prunecli.surgery.plan import PAIR
-from prunecli.surgery.probe import Restrict, one_of_each, settle, survey
+from prunecli.surgery.probe import Restrict, one_of_each, settle, survey, uneven
 
 
 def excluding(module: nn.Module, patterns: list[str]) -> Restrict:
@@ -110,7 +110,8 @@ def widths_of(module: nn.Module, example: Example, budget: Budget, restrict: Res
     them.
     """
     channels = survey(module, example, restrict)
-    channels = settle(module, example, channels, one_of_each(channels))
+    for numbers in (one_of_each, uneven):
+        channels = settle(module, example, channels, numbers(channels))
     weightless = _read_without_weights(channels)
     unread = {
         group.name: "no single weight reads it"

@@ -24,7 +24,7 @@ from prunecli.facts import BudgetFacts
 from prunecli.graph.channels import Channels, trace
 from prunecli.graph.copying import copied, moved
 from prunecli.graph.tape import Example
-from prunecli.graph.tensors import stored
+from prunecli.graph.tensors import cast, stored
 from prunecli.model import Model
 from prunecli.pipeline.figures import weight_bytes
 from prunecli.recipe.schema import Budget, Recipe
@@ -145,7 +145,7 @@ def _latency(stage: Stage, progress: float) -> Limit:
     example = stage.reference.example.to(device=str(device))
     dense = _runner(stage, stage.reference.module, example)
     whole = float(np.median(turns([dense], device))) * NANO
-    current = moved(stage.module, device).to(stage.opened.dtype)
+    current = cast(moved(stage.module, device), stage.opened.dtype)
     cost = fitted(current, example, stage.channels)
     cost = cost.scaled(whole / max(cost(np.ones(stage.channels.count, dtype=np.bool_)), 1))
 

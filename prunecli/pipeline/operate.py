@@ -39,7 +39,7 @@ from prunecli.surgery.border import bordered
 from prunecli.surgery.expand import expand
 from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.plan import repair
-from prunecli.surgery.probe import Restrict, settle, survey
+from prunecli.surgery.probe import Restrict, insist_on_free, settle, survey
 from prunecli.surgery.strip import Borders, Stripped, strip
 from prunecli.surgery.verify import verify, widest
 from prunecli.train.data import Data
@@ -275,10 +275,7 @@ def _channels(case: _Case) -> Operated:
     stripped, free = case.strip(case.module)
     through = case.method.through_norms
     channels = survey(stripped.module, case.example, case.exclude, through_norms=through)
-    if all(group.frozen for group in channels.groups):
-        raise InputError(
-            "no prunable channel: every group is frozen", hint="prunecli analyze --why LAYER tells the reason"
-        )
+    insist_on_free(channels)
     limit = case.limit(stripped, channels)
     channels, removed, figure = _choose(case, stripped.module, channels, limit)
     smaller, journal = cut(stripped.module, channels, removed)

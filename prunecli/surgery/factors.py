@@ -39,12 +39,20 @@ class TwoLayers(nn.Sequential):
 
 
 def can_factorise(module: nn.Module, weight: str) -> bool:
-    """Whether this weight is a matrix of a linear or recurrent layer, and no factor yet."""
+    """Whether this weight is a matrix of one linear or recurrent layer alone, and no factor yet."""
     owner, _, attribute = weight.rpartition(".")
     layer, around = module.get_submodule(owner), module.get_submodule(owner.rpartition(".")[0])
     if isinstance(layer, nn.RNNBase):
-        return attribute.startswith("weight_") and not parametrize.is_parametrized(layer, attribute)
-    return type(layer) is nn.Linear and attribute == "weight" and not isinstance(around, TwoLayers)
+        is_matrix = attribute.startswith("weight_") and not parametrize.is_parametrized(layer, attribute)
+    else:
+        is_matrix = type(layer) is nn.Linear and attribute == "weight" and not isinstance(around, TwoLayers)
+    return is_matrix and _names(module, weight) == 1
+
+
+def _names(module: nn.Module, weight: str) -> int:
+    """Under how many names the module holds a weight."""
+    tensor = module.get_parameter(weight)
+    return sum(other is tensor for _, other in module.named_parameters(remove_duplicate=False))
 
 
 def factorise(module: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
@@ -62,7 +70,7 @@ def factorise(module: nn.Module, ranks: Mapping[str, int]) -> nn.Module:
     for name, rank in ranks.items():
         path, _, attribute = name.rpartition(".")
         if not can_factorise(module, name):
-            raise TypeError(f"{name} is no weight of a linear or recurrent layer")
+            raise TypeError(f"{name} is no weight of one linear or recurrent layer")
         layer, weight = module.get_submodule(path), module.get_parameter(name)
         if not 0 < rank < min(weight.shape):
             raise ValueError(f"{name} has no rank {rank}")

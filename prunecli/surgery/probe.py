@@ -13,6 +13,7 @@ import numpy as np
 from torch import nn
 
 from prunecli.arrays import Bools
+from prunecli.errors import InputError
 from prunecli.graph.channels import Channels, Group, components, holders, trace
 from prunecli.graph.garbage import uncollected
 from prunecli.graph.labels import Split, Views
@@ -228,6 +229,18 @@ class _Sift:
         return self.search(bundles[:middle]) + self.search(bundles[middle:]) or [(b, trouble) for b in bundles]
 
 
+def insist_on_free(channels: Channels) -> None:
+    """At least one channel may go.
+
+    Raises:
+        InputError: none may.
+    """
+    if all(group.frozen for group in channels.groups):
+        raise InputError(
+            "no prunable channel: every group is frozen", hint="prunecli analyze --why LAYER tells the reason"
+        )
+
+
 def halves(channels: Channels) -> Bools:
     """Every second channel of each group that can be pruned, as far as all constraints allow."""
     return of_each(channels, lambda group: group[1::2] if len(group) > 1 else group)
@@ -236,3 +249,12 @@ def halves(channels: Channels) -> Bools:
 def one_of_each(channels: Channels) -> Bools:
     """One channel of each group that can be pruned, as far as all constraints allow; even widths are odd then."""
     return of_each(channels, lambda group: group[-1:])
+
+
+def uneven(channels: Channels) -> Bools:
+    """One to seven channels of each group that can be pruned, of each another number than of its neighbours."""
+    free = [group for group in channels.groups if not group.frozen]
+    wish = np.zeros(channels.count, dtype=np.bool_)
+    for number, group in enumerate(free):
+        wish[group.channels[1:][-1 - number % 7 :]] = True
+    return repair(channels, wish)

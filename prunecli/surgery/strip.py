@@ -90,22 +90,24 @@ def _dead(
 ) -> tuple[Channels, Bools, Replace] | None:
     """Channels that do not matter, None where there are none.
 
-    Those of narrower heads, or else heads as a whole, images, and sizes that attributes hold.
+    Those of narrower heads, or else heads as a whole, images. Sizes that attributes hold are followed before anything
+    goes: after a cut another width may be as large by chance.
     """
-    views = as_written(module)
+    views, best = as_written(module), None
     while True:
         traced = channels = restrict(trace(module, example, views))
         removed, tensors = _plan(module, channels, borders)
         while removed.any() and (settled := settle(module, example, channels, removed)) is not channels:
             channels = settled
             removed, tensors = _plan(module, channels, borders)
-        if removed.any():
-            return channels, removed, tensors
-        misfit = misfits(module, channels, channels.frozen & ~traced.frozen)
-        wider = with_whole_heads(module, with_images(views, channels), channels, all_of_them=True)
-        wider = replace(wider, numbered=views.numbered | misfit)
+        if removed.sum() > (0 if best is None else best[1].sum()):
+            best = channels, removed, tensors
+        numbered = views.numbered | misfits(module, channels, channels.frozen & ~traced.frozen)
+        wider = replace(views, numbered=numbered)
+        if best is None:
+            wider = with_whole_heads(module, with_images(wider, channels), channels, all_of_them=True)
         if wider == views:
-            return None
+            return best
         views = wider
 
 

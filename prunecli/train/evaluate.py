@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from prunecli.errors import InputError, blamed
 from prunecli.graph.tape import output_tensors
+from prunecli.graph.tensors import home
 from prunecli.train.split import Split
 
 BATCH = 256
@@ -23,7 +24,7 @@ def accuracy(module: nn.Module, split: Split, indices: Tensor | None = None) -> 
     Raises:
         InputError: the model does not run on a batch, or gives no answer for each image.
     """
-    home = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(()))
+    place = home(module)
     indices = torch.arange(len(split)) if indices is None else indices
     batches = list(indices.split(BATCH))
     training = module.training
@@ -33,7 +34,7 @@ def accuracy(module: nn.Module, split: Split, indices: Tensor | None = None) -> 
         with torch.no_grad():
             for chosen, images in zip(batches, split.batches(batches), strict=True):
                 with blamed(f"the model does not run on {len(images)} images"):
-                    found = logits(module(images.to(home.device, home.dtype))).argmax(1).cpu()
+                    found = logits(module(images.to(place))).argmax(1).cpu()
                 if len(found) != len(images):
                     raise InputError(f"the model gives {len(found)} answers for {len(images)} images")
                 right += int((found == split.labels[chosen]).sum())

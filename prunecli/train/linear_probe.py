@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunecli.graph.tape import Example
+from prunecli.graph.tensors import home
 from prunecli.methods.pretext import head_of
 from prunecli.train.data import Data
 from prunecli.train.evaluate import BATCH
@@ -44,7 +45,7 @@ def _features(module: nn.Module, head: str, split: Split, indices: Tensor) -> tu
 
 
 def _read_by(module: nn.Module, path: str, split: Split, batches: list[Tensor]) -> Iterator[Tensor]:
-    home = next(module.parameters())
+    place = home(module)
     caught: list[Tensor] = []
 
     def catch(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -55,7 +56,7 @@ def _read_by(module: nn.Module, path: str, split: Split, batches: list[Tensor]) 
     try:
         for images in split.batches(batches):
             caught.clear()
-            module(images.to(home.device, home.dtype))
+            module(images.to(place))
             yield caught[-1].cpu()
     finally:
         handle.remove()

@@ -25,7 +25,7 @@ from prunecli.device import chosen
 from prunecli.errors import InputError, OutcomeError, blamed
 from prunecli.graph.copying import copied, moved, placed
 from prunecli.graph.tape import Example, record
-from prunecli.graph.tensors import stored
+from prunecli.graph.tensors import home, stored
 from prunecli.methods.hook import Batch, Course, Hook
 from prunecli.ranks import world
 from prunecli.recipe.schema import Train
@@ -207,7 +207,7 @@ class Trainer:
             for hook in self.hooks:
                 hook.finalize(result)
             if any(hook.settles for hook in self.hooks):
-                seen = Drawn(self.data.train, self.seed, next(result.parameters()), self.settings.augment)
+                seen = Drawn(self.data.train, self.seed, home(result), self.settings.augment)
                 result = recalibrate(result, lambda: seen.images(CALIBRATION))
             outcomes = _merged(hook.outcomes() for hook in self.hooks)
         finished = placed(result, "cpu").to(memory_format=torch.contiguous_format).eval()
@@ -248,9 +248,9 @@ class Trainer:
         return Order(len(self.data.train), self.settings, self.seed)
 
     def _course(self, student: nn.Module) -> Course:
-        order, home = self._order, next(student.parameters())
+        order = self._order
         rates = [learning_rate(self.settings, step, order.steps, order.per_epoch) for step in range(order.steps)]
-        drawn = Drawn(self.data.train, self.seed, home)
+        drawn = Drawn(self.data.train, self.seed, home(student))
         example = Example((next(drawn.images(1)).cpu(),))
         return Course(rates, self.settings, drawn.images, drawn.labelled, order.count, example)
 
@@ -300,15 +300,15 @@ class Trainer:
     def _batches(self, run: _Run, epoch: int, position: int, loss_of: Loss) -> Iterator[list[_Part]]:
         """What each of the remaining steps of an epoch computes."""
         split, steps = self.data.train, self._order.epoch(epoch)[position:]
-        home = next(run.module.parameters())
+        place = home(run.module)
         augment = (self.seed + 1) * 100_003 + epoch if self.settings.augment else None
         found = split.batches([part.indices for parts in steps for part in parts], augment)
 
         def task(images: Tensor, indices: Tensor) -> Tensor:
-            return loss_of(run.forward, images, split.labels[indices].to(home.device))
+            return loss_of(run.forward, images, split.labels[indices].to(place.device))
 
         for parts in steps:
-            ready = [next(found).to(home.device, home.dtype, memory_format=_layout(self.settings)) for _ in parts]
+            ready = [next(found).to(place.device, place.dtype, memory_format=_layout(self.settings)) for _ in parts]
             yield [
                 _Part(Batch(images, part.indices), partial(task, images, part.indices), part.weight)
                 for part, images in zip(parts, ready, strict=True)

@@ -286,3 +286,12 @@ def test_widths_that_no_training_can_promise_are_whole_from_the_start(tmp_path: 
     with pytest.raises(InputError, match="cannot be met: the least possible is 9"):
         prunecli.prune(recipe, MODELS["BiasByIndex"](), tmp_path / "o.safetensors", takes)
     assert not list(tmp_path.iterdir())
+
+
+def test_counts_that_must_agree_are_not_left_to_training(tmp_path: Path) -> None:
+    """As many values are written as another tensor has channels."""
+    fields = {"version": 1, "data": "fake:3x8x8", "train": {"epochs": 1}, "budget": {"flops": 0.7}}
+    recipe = validate({**fields, "method": {"name": "gumbel", "structure": "channel"}})
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(InputError, match="no prunable channel"):
+        prunecli.prune(recipe, MODELS["WrittenRow"](), tmp_path / "o.safetensors", takes)

@@ -279,3 +279,13 @@ def test_what_cannot_be_met_is_refused() -> None:
     module = build()
     with pytest.raises(InputError, match="cannot be met"):
         LearnedRanks(METHOD, NAMES, Budget(params=0.01)).attach(module, course(10))
+
+
+def test_a_weight_of_several_layers_stays_whole() -> None:
+    """Factors in the place of one of them would leave the weight where it is for the others."""
+    module = build()
+    module.append(nn.Linear(96, 96))
+    module[6].weight = module[3].weight
+    assert [can_factorise(module, name) for name in NAMES] == [True, False, True]
+    twice = nn.Sequential(module[1], nn.ReLU(), module[3], module[3])
+    assert [can_factorise(twice, name) for name in ("0.weight", "2.weight")] == [True, False]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,21 @@ def test_what_is_left_is_plain_and_the_same_bit_for_bit(sparsity: float) -> None
     weights = torch.cat([module[1].weight.flatten(), module[3].weight.flatten()])
     zeros = float((weights == 0).double().mean())
     assert sparsity <= zeros <= sparsity + 2 / len(weights)
+
+
+@pytest.mark.parametrize("sparsity", [0.3, 0.9])
+def test_weights_above_one_go_as_well(sparsity: float) -> None:
+    """No sigmoid is as large: they go last, the smallest of them first."""
+    module = net()
+    with torch.no_grad():
+        module[1].weight.mul_(100)
+    sizes = module[1].weight.abs()
+    hook = Thresholds(["1.weight"], sparsity, -5.0, 0.75)
+    hook.attach(module, course(10))
+    hook.finalize(module)
+    zero = module[1].weight == 0
+    assert int(zero.sum()) == math.ceil(sparsity * zero.numel())
+    assert sizes[zero].max() < sizes[~zero].min()
 
 
 def test_sparsity_follows_the_cubic_schedule() -> None:

@@ -198,6 +198,24 @@ def test_complex_weights_are_left_out_of_sparsity_and_keep_both_parts(tmp_path: 
     assert set(small.modes.flatten().tolist()) <= set(whole.modes.flatten().tolist())
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": {"name": "str"}, "budget": {"sparsity": 0.8}, "train": {"epochs": 1}},
+        {"method": {"name": "gumbel", "structure": "channel"}, "budget": {"flops": 0.7}, "train": {"epochs": 1}},
+        {"budget": {"flops": 0.7}, "recover": {}},
+    ],
+)
+def test_images_are_real_where_the_first_weight_is_complex(fields: dict[str, object], tmp_path: Path) -> None:
+    trained = recipe(data="fake:3x8x8", **fields)
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    whole = MODELS["SpectralConvolution"]()
+    assert next(whole.parameters()).is_complex()
+    facts = prunecli.prune(trained, whole, tmp_path / "f.safetensors", takes)
+    assert facts.after.accuracy is not None
+    assert facts.verified.max_rel_error < 1e-12
+
+
 @pytest.mark.parametrize(("method", "budget"), [("none", None), ("magnitude", {"flops": 0.6})])
 def test_channels_go_where_all_weights_have_weight_norm(method: str, budget: dict[str, float] | None) -> None:
     norm = nn.utils.parametrizations.weight_norm
