@@ -171,20 +171,26 @@ class _Case:
         fixed = self.method.structure == "channel" or self.opened.journal.gates
         return "off" if fixed else self.recipe.strip.expand
 
-    def strip(self, module: nn.Module) -> tuple[Stripped, Verified]:
-        """What is zero goes, proven."""
-        stripped = strip(module, self.example, self.exclude, borders=self.fills_in)
+    def strip(self, module: nn.Module, *, to_any_width: bool = False) -> tuple[Stripped, Verified]:
+        """What is zero goes, proven; of the groups of a convolution as much as kernels are fast at, or all of it."""
+
+        def restrict(channels: Channels) -> Channels:
+            return self.exclude(channels.of_any_width() if to_any_width else channels)
+
+        stripped = strip(module, self.example, restrict, borders=self.fills_in)
         return stripped, verify(module, stripped.module, self.tests, self.dtype)
 
 
 def _zeros(case: _Case) -> Operated:
     """Strip what is there; where a method has trained for a budget, say what it reached."""
-    stripped, verified = case.strip(case.module)
+    budget = case.recipe.budget
+    of_channels = budget is not None and budget.unit != "sparsity"
+    stripped, verified = case.strip(case.module, to_any_width=of_channels)
     met = None
-    if case.recipe.budget is not None and case.budget.unit == "sparsity":
-        met = BudgetFacts("sparsity", case.budget.amount, _sparsity(case))
-    elif case.recipe.budget is not None:
+    if of_channels:
         met = _reached(case, stripped)
+    elif budget is not None:
+        met = BudgetFacts("sparsity", budget.amount, _sparsity(case))
     return Operated(stripped.module, stripped.journal, verified, stripped.removed, met)
 
 
