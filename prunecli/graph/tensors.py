@@ -5,6 +5,7 @@ And the state that the tensors of a model must be in.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -46,6 +47,15 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))
                     yield prefix + name, tensor
+
+
+def sharing(module: nn.Module) -> set[str]:
+    """Paths of the layers that hold a parameter which another layer holds as well; one under two names is one layer."""
+    parts = submodules(module)
+    holders = Counter(id(parameter) for _, part in parts for parameter in part._parameters.values())
+    return {
+        path for path, part in parts if any(p is not None and holders[id(p)] > 1 for p in part._parameters.values())
+    }
 
 
 def stored(module: nn.Module) -> dict[str, Tensor]:

@@ -22,20 +22,17 @@ class SynFlow(Saliency):
         from torch import nn
 
         from prunecli.errors import blamed
-        from prunecli.graph.copying import copied
         from prunecli.graph.tape import output_tensors
-        from prunecli.graph.tensors import cast
+        from prunecli.surgery.verify import widest
 
-        module = cast(copied(evidence.module), torch.float64).eval()
+        module, example = widest(evidence.module, evidence.example)
         for part in module.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None:
                 part.running_mean.zero_()
         for parameter in module.parameters():
             parameter.data.copy_(parameter.data.abs())  # complex numbers have no abs in place
         weights = {n: w for n, w in module.named_parameters() if w.ndim > 1}
-        ones = evidence.example.to(dtype=torch.float64).map(
-            lambda t: torch.ones_like(t) if t.is_floating_point() else t
-        )
+        ones = example.map(lambda t: torch.ones_like(t) if t.is_floating_point() else t)
         with torch.enable_grad(), blamed("the model has no gradients"):
             flow = sum(t.sum() for t in output_tensors(module(*ones.args, **ones.kwargs)) if t.is_floating_point())
             assert isinstance(flow, torch.Tensor)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prunecli.checkpoint.journal import TAPS
 from prunecli.graph.tape import Op, Tape, is_observed
+from prunecli.graph.tensors import sharing
 
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: nn.functional.conv1d,
@@ -146,8 +147,9 @@ class Layer:
 
 
 def layers(module: nn.Module, tape: Tape, names: Collection[str]) -> dict[str, Layer]:
-    """`Tape.calls`, and convolutions to whose result their border is added."""
-    found = {path: Layer(op, op.outputs[0]) for path, op in tape.calls(names).items()}
+    """`Tape.calls` of layers that share no parameter, and convolutions to whose result their border is added."""
+    shared, calls = sharing(module), tape.calls(names)
+    found = {path: Layer(op, op.outputs[0]) for path, op in calls.items() if path not in shared}
     for path, ops in tape.by_module().items():
         own = type(module.get_submodule(path)).__mro__[1] is Bordered and "aten.convolution" in names
         if own and sum(op.name == "aten.convolution" for op in ops) == 2:  # called once: the second is of the border

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from prunecli.checkpoint.journal import Journal
 from prunecli.graph.copying import copied, like
+from prunecli.graph.tensors import sharing
 from prunecli.surgery.border import Bordered
 
 Images = Callable[[], Iterator[Tensor]]
@@ -25,6 +26,7 @@ RIDGE = 1e-4  # of the mean variance of what a layer reads
 PLACES = 32  # positions of a feature map that are looked at, for each image
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights read along their second dim
 UNKNOWN = "only linear layers and two-dimensional convolutions without groups and with padding by zeros are fitted"
+SHARED = "another layer shares their weights"
 LARGEST = 6144  # inputs times taps of a layer; beyond that the normal equations do not pay
 
 
@@ -73,23 +75,27 @@ def refit(dense: nn.Module, smaller: nn.Module, journal: Journal, images: Images
     twin = copied(smaller).eval()
     left: dict[str, str] = {}
     readers = {name: layer for name, layer in dense.eval().named_modules() if isinstance(layer, READERS)}
+    shared = sharing(dense)
     for name, layer in readers.items():
-        if (f"{name}.weight", 1) in journal.kept:
-            reason = _refit_layer(dense, twin, name, journal, images) if _is_plain(layer) else UNKNOWN
-            if reason is not None:
-                left[name] = reason
+        if (f"{name}.weight", 1) not in journal.kept:
+            continue
+        reason = SHARED if name in shared else _unknown(layer)
+        reason = reason or _refit_layer(dense, twin, name, journal, images)
+        if reason:
+            left[name] = reason
     return Refitted(twin, left)
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """A layer whose every output reads every input."""
+def _unknown(layer: nn.Module) -> str:
+    """Why a layer is not fitted, if not every output reads every input; else nothing."""
+    plain = isinstance(layer, nn.Linear)
     if isinstance(layer, nn.Conv2d):
-        return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-    return isinstance(layer, nn.Linear)
+        plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    return "" if plain else UNKNOWN
 
 
-def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal, images: Images) -> str | None:
-    """Fit one layer; the reason where it stays as it is."""
+def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal, images: Images) -> str:
+    """Fit one layer; the reason where it stays as it is, else nothing."""
     old: Any = dense.get_submodule(name)
     new: Any = twin.get_submodule(name)
     weight = new.weight
@@ -126,7 +132,7 @@ def _refit_layer(dense: nn.Module, twin: nn.Module, name: str, journal: Journal,
         new.weight = like(weight, fitted[:-1].T.reshape(weight.shape).to(weight.dtype))
         if isinstance(new.bias, Tensor):
             new.bias = like(new.bias, fitted[-1].to(weight.dtype))
-    return None
+    return ""
 
 
 @contextmanager

@@ -305,3 +305,31 @@ def test_a_batch_that_a_model_does_not_take_is_told(name: str, problem: str, tmp
     takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
     with pytest.raises(InputError, match=problem):
         prunecli.prune(recipe(data="fake:3x8x8"), MODELS[name](), tmp_path / "o.safetensors", takes)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"method": {"name": "none"}, "budget": None, "strip": {"expand": "always", "fold_batchnorm": True}},
+        {"budget": {"flops": 0.7}, "strip": {"fold_batchnorm": True}},
+        {"budget": {"flops": 0.7}, "recover": {}, "data": "fake:3x8x8"},
+    ],
+)
+def test_layers_that_share_a_weight_share_it_afterwards(fields: dict[str, object], tmp_path: Path) -> None:
+    """What would change the weight of one of them, or its width, leaves both as they are."""
+    torch.manual_seed(0)
+    whole = randomise(MODELS["SharedFilters"]())
+    with torch.no_grad():
+        whole.first.weight[3:9] = 0
+        for part in (whole.first, whole.second, *whole.norms):
+            part.bias[3:9] = 0
+        for norm in whole.norms:
+            norm.running_mean[3:9] = 0
+        whole.stem.weight[12:] = 0
+        whole.stem.bias[12:] = 0
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    facts = prunecli.prune(recipe(**fields), whole, tmp_path / "f.safetensors", takes)
+    assert facts.verified.max_rel_error < 1e-12
+    small = prunecli.load(tmp_path / "f.safetensors", into=MODELS["SharedFilters"]())
+    assert small.second.weight is small.first.weight
+    assert isinstance(small.norms[0], nn.BatchNorm2d)

@@ -1,4 +1,4 @@
-"""Every method that trains, on every network of the user zoo: refused with a reason, or the budget is met."""
+"""Methods that train or look at data, on every network of the user zoo: refused with a reason, or the budget is met."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ METHODS = {
     "gumbel": {"method": {"name": "gumbel"}, "budget": {"sparsity": 0.8}},
     "gumbel channels": {"method": {"name": "gumbel", "structure": "channel"}},
     "ftwt": {"method": {"name": "ftwt"}},
+    "magnitude": {"method": {"name": "magnitude"}, "recover": {}, "strip": {"fold_batchnorm": True}},
+    "taylor": {"method": {"name": "taylor"}, "train": {**FEW, "distill": {}, "ema": 0.9}},
+    "synflow": {"method": {"name": "synflow", "structure": "weight"}, "budget": {"sparsity": 0.8}, "train": None},
     "selfsup": {"method": {"name": "selfsup", "fraction": 0.7, "pretext": FEW}, "budget": {"sparsity": 0.8}},
 }
 NO_CLASSIFIERS = {"FakeQuantised", "Packed", "RegionsOfInterest", "WrittenTokens"}  # of float32 images in batches

@@ -167,6 +167,21 @@ class Tied(Base):
 
 
 @model
+class SharedFilters(Base):
+    """One weight in two layers, each with a norm of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(16, 16, 3, padding=1) for _ in range(2))
+        self.second.weight = self.first.weight
+        self.norms = nn.ModuleList(nn.BatchNorm2d(16) for _ in range(2))
+
+    def middle(self, x: Tensor) -> Tensor:
+        x = x + F.relu(self.norms[0](self.first(x)))
+        return x + F.relu(self.norms[1](self.second(x)))
+
+
+@model
 class CalledTwice(Base):
     def __init__(self) -> None:
         super().__init__()
