@@ -242,11 +242,22 @@ def _average_pool(
     return _swept(x, x.shape[1], kernel, stride or kernel, padding, (1,))
 
 
+def _grid_sampler(x: Tensor, grid: Tensor, *settings: Any) -> Outputs | None:
+    del settings
+    _insist_on_one_dtype(x, grid)
+    if x.ndim != 4 or grid.ndim != 4 or not x.is_contiguous() or not all(x.shape):
+        return None
+    if x.shape[0] != grid.shape[0] or grid.shape[3] != 2:
+        raise RuntimeError(f"images {tuple(x.shape)} and places {tuple(grid.shape)} do not fit")
+    return sized(x, (*x.shape[:2], *grid.shape[1:3]))
+
+
 SHORTCUTS: dict[str, Callable[..., Outputs | None]] = {
     "aten.empty": torch.empty,  # torch's function takes a third of the time of its op
     "aten.convolution": _convolution,
     "aten.max_pool2d_with_indices": _max_pool,
     "aten.avg_pool2d": _average_pool,
+    "aten.grid_sampler_2d": _grid_sampler,
     "aten.native_batch_norm": _batch_norm,
     "aten.native_layer_norm": _layer_norm,
     "aten.addmm": _addmm,

@@ -22,6 +22,7 @@ KERNEL = meta(8, 3, 3, 2)
 PLACES = ([2], [1, 0], [1, 2], False, [0, 0], 2)
 CALLS = {
     "aten.convolution": (IMAGE, KERNEL, meta(8), *PLACES),
+    "aten.grid_sampler_2d": (IMAGE, meta(2, 7, 3, 2), 0, 0, False),
     "aten.native_batch_norm": (IMAGE, VECTOR, VECTOR, VECTOR, VECTOR, False, 0.1, 1e-5),
     "aten.native_layer_norm": (meta(2, 3, 6), [6], VECTOR, None, 1e-5),
     "aten.addmm": (VECTOR, meta(4, 3), meta(3, 6)),
@@ -71,6 +72,7 @@ def test_batch_norm_in_training() -> None:
 
 REFUSED = {
     "aten.convolution": (IMAGE, meta(8, 2, 3, 2), None, *PLACES),
+    "aten.grid_sampler_2d": (IMAGE, meta(3, 7, 3, 2), 0, 0, False),
     "aten.native_batch_norm": (IMAGE, VECTOR, VECTOR, meta(5), VECTOR, False, 0.1, 1e-5),
     "aten.native_layer_norm": (meta(2, 3, 6), [6], meta(5), None, 1e-5),
     "aten.addmm": (VECTOR, meta(4, 3), meta(2, 6)),
@@ -78,8 +80,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", ["aten.convolution", "aten.native_batch_norm", "aten.native_layer_norm", "aten.addmm",
-                                  "aten.mm"])  # fmt: skip
+@pytest.mark.parametrize("name", REFUSED)
 def test_dtypes_that_torch_does_not_mix_are_refused(name: str) -> None:
     """Torch says so when it computes, not on meta."""
     first, *others = (v.double() if n == 0 else v for n, v in enumerate(CALLS[name]))
