@@ -278,32 +278,30 @@ def test_masked_channels_go_and_the_flops_are_met(tmp_path: Path) -> None:
     assert facts.verified.max_rel_error < 1e-12
 
 
+def with_fewer_channels(network: str, output: Path, share: float, **train: float) -> object:
+    """A network of the user zoo, of which so many FLOPs may stay."""
+    fields = {"version": 1, "data": "fake:3x8x8", "train": {"epochs": 1, **train}, "budget": {"flops": share}}
+    recipe = validate({**fields, "method": {"name": "gumbel", "structure": "channel"}})
+    return prunecli.prune(recipe, MODELS[network](), output, prunecli.Opening.like(torch.zeros(1, 3, 8, 8)))
+
+
 def test_widths_that_no_training_can_promise_are_whole_from_the_start(tmp_path: Path) -> None:
     """Heads are half of the stream, so that only even widths run: what training leaves may be odd."""
-    fields = {"version": 1, "data": "fake:3x8x8", "train": {"epochs": 1}, "budget": {"flops": 0.7}}
-    recipe = validate({**fields, "method": {"name": "gumbel", "structure": "channel"}})
-    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
     with pytest.raises(InputError, match="cannot be met: the least possible is 9"):
-        prunecli.prune(recipe, MODELS["BiasByIndex"](), tmp_path / "o.safetensors", takes)
+        with_fewer_channels("BiasByIndex", tmp_path / "o.safetensors", 0.7)
     assert not list(tmp_path.iterdir())
 
 
 def test_counts_that_must_agree_are_not_left_to_training(tmp_path: Path) -> None:
     """As many values are written as another tensor has channels."""
-    fields = {"version": 1, "data": "fake:3x8x8", "train": {"epochs": 1}, "budget": {"flops": 0.7}}
-    recipe = validate({**fields, "method": {"name": "gumbel", "structure": "channel"}})
-    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
     with pytest.raises(InputError, match="no prunable channel"):
-        prunecli.prune(recipe, MODELS["WrittenRow"](), tmp_path / "o.safetensors", takes)
+        with_fewer_channels("WrittenRow", tmp_path / "o.safetensors", 0.7)
 
 
 @pytest.mark.parametrize("network", ["GroupedStream", "Cells"])
 def test_what_was_chosen_goes(network: str, tmp_path: Path) -> None:
     """Also to widths that kernels are slow at, and where one width becomes by chance what another one was."""
-    fields = {"version": 1, "data": "fake:3x8x8", "train": {"epochs": 1, "lr": 0.01}, "budget": {"flops": 0.75}}
-    recipe = validate({**fields, "method": {"name": "gumbel", "structure": "channel"}})
     torch.manual_seed(0)
-    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
-    facts = prunecli.prune(recipe, MODELS[network](), tmp_path / "o.safetensors", takes)
+    facts = with_fewer_channels(network, tmp_path / "o.safetensors", 0.75, lr=0.01)
     assert facts.after.flops / facts.before.flops == pytest.approx(facts.found["flops"], abs=1e-9)
     assert 0.7 < facts.found["flops"] <= 0.75
