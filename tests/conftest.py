@@ -26,8 +26,9 @@ SHARED = Path(os.environ.get("PRUNECLI_SHARED", Path(__file__).resolve().parents
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One cache for the whole run: the index of architectures is made once."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    """One cache for the whole run, all processes of it: the index of architectures is made once."""
+    run = tmp_path_factory.getbasetemp()
+    os.environ["XDG_CACHE_HOME"] = str((run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "cache")
 
 
 @pytest.fixture(autouse=True)

@@ -41,8 +41,10 @@ class _EmptyOnMeta(TorchFunctionMode):
         if func is torch.empty and kwargs.get("device") is None:
             kwargs["device"] = "meta"
         name = getattr(func, "__name__", "")
-        if name.endswith("_") and not name.endswith("__") and args and _is_meta(args[0]):
-            return args[0]  # an initialiser has nothing to fill
+        if name.endswith("_") and not name.endswith("__"):
+            filled = args[0] if args else kwargs.get("tensor")  # those of torch.nn.init hand it on by its name
+            if _is_meta(filled):
+                return filled  # an initialiser has nothing to fill
         return func(*args, **kwargs)
 
 

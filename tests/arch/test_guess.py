@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunecli.arch.registry import BUILTIN, build
+from prunecli.arch.registry import BUILTIN, build, skeleton
 from prunecli.arch.spec import parse
 from prunecli.errors import ArchError
 from prunecli.inputs import Argument
@@ -72,3 +74,17 @@ def test_a_users_file_is_imported_only_when_named(tmp_path: Path) -> None:
 def test_bad_specs(text: str) -> None:
     with pytest.raises(ArchError):
         build(parse(text))
+
+
+def test_what_is_built_to_be_looked_at_is_not_initialised() -> None:
+    class Ops(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(func.overloadpacket.__name__)
+            return func(*args, **(kwargs or {}))
+
+    seen: set[str] = set()
+    with skeleton(), Ops():
+        module = build(parse("torchvision:resnet18"))
+    assert all(p.is_meta for p in module.parameters())
+    assert "empty" in seen
+    assert not seen & {"uniform_", "normal_"}

@@ -149,8 +149,9 @@ def test_the_budget_is_met(name: str, structure: str, tmp_path: Path) -> None:
     budget = {"flops": 0.5} if structure == "channel" else {"sparsity": 0.8}
     given = {"name": name} | ({} if name in ("batchnorm", "fpgm") else {"structure": structure})
     given |= {"images": 64} if name in WITH_IMAGES else {}
-    fields = {"version": 1, "data": "fake:3x32x32", "method": given, "budget": budget}
-    facts = prunecli.prune(validate(fields), str(path), tmp_path / "out.safetensors")
+    fields = {"version": 1, "data": "fake:3x8x8", "method": given, "budget": budget}
+    takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+    facts = prunecli.prune(validate(fields), str(path), tmp_path / "out.safetensors", takes)
     assert (
         facts.budget.asked * 0.98 <= facts.budget.met <= facts.budget.asked * (1 if structure == "channel" else 1.001)
     )
@@ -169,7 +170,8 @@ def test_a_method_sees_the_same_images_again(tmp_path: Path) -> None:
     path = tmp_path / "net.pt"
     torch.save(randomise(build(parse("cifar_resnet20"))).state_dict(), path)
     method = {"name": "taylor", "images": 64}
-    fields = {"version": 1, "data": "fake:3x32x32", "method": method, "budget": {"flops": 0.5}}
+    fields = {"version": 1, "data": "fake:3x8x8", "method": method, "budget": {"flops": 0.5}}
     for output in ("a", "b"):
-        prunecli.prune(validate(fields), str(path), tmp_path / f"{output}.safetensors")
+        takes = prunecli.Opening.like(torch.zeros(1, 3, 8, 8))
+        prunecli.prune(validate(fields), str(path), tmp_path / f"{output}.safetensors", takes)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()

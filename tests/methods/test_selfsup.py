@@ -261,7 +261,7 @@ def test_the_start_may_be_an_earlier_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_real_training_with_labels_after_masks_without(tmp_path: Path) -> None:
-    asked = recipe(0.6, train={"epochs": 6, "lr": 0.05, "batch_size": 64})
+    asked = recipe(0.6, method={"fraction": 0.4}, train={"epochs": 6, "lr": 0.05, "batch_size": 64})
     facts = prunecli.prune(asked, DIGITS, tmp_path / "o.safetensors")
     assert facts.budget.met == pytest.approx(0.6, abs=2e-3)
     assert facts.after.accuracy > 0.93

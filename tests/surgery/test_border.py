@@ -179,6 +179,12 @@ def written(tmp_path: Path, **fields: object) -> tuple[Path, nn.Module]:
     return output, module
 
 
+@pytest.fixture(scope="module")
+def bordered_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read by tests, which leave it as it is."""
+    return written(tmp_path_factory.mktemp("bordered"))[0]
+
+
 @pytest.mark.parametrize("fold", [False, True])
 def test_round_trip_through_a_file(fold: bool, tmp_path: Path) -> None:
     output, module = written(tmp_path, fold_batchnorm=fold)
@@ -187,14 +193,13 @@ def test_round_trip_through_a_file(fold: bool, tmp_path: Path) -> None:
     assert compare(module, reloaded.module, trials(32, 40), torch.float32).max_rel_error < 1e-5
 
 
-def test_a_bordered_file_can_be_pruned_again(tmp_path: Path) -> None:
-    output, _ = written(tmp_path)
+def test_a_bordered_file_can_be_pruned_again(bordered_file: Path, tmp_path: Path) -> None:
     strips = {"version": 1, "method": {"name": "none"}, "strip": {"expand": "always"}}
     with pytest.raises(NothingRemoved):
-        prunecli.prune(validate(strips), str(output), tmp_path / "again.safetensors")
+        prunecli.prune(validate(strips), str(bordered_file), tmp_path / "again.safetensors")
     for structure, budget in {"channel": {"flops": 0.5}, "weight": {"sparsity": 0.9}}.items():
         method, path = {"name": "magnitude", "structure": structure}, tmp_path / f"{structure}.safetensors"
-        facts = prunecli.prune(validate({"version": 1, "method": method, "budget": budget}), str(output), path)
+        facts = prunecli.prune(validate({"version": 1, "method": method, "budget": budget}), str(bordered_file), path)
         assert facts.budget is not None
         assert facts.budget.met == pytest.approx(*budget.values(), rel=0.02)
         assert open_model(str(path)).journal.bordered
@@ -228,16 +233,14 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_lying_journals_are_refused(lie: str, tmp_path: Path) -> None:
-    output, _ = written(tmp_path)
+def test_lying_journals_are_refused(lie: str, bordered_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        open_model(str(tampered(output, lambda j: j.update(bordered=LIES[lie]), tmp_path)))
+        open_model(str(tampered(bordered_file, lambda j: j.update(bordered=LIES[lie]), tmp_path)))
 
 
-def test_taps_without_a_journal_that_names_them_are_refused(tmp_path: Path) -> None:
-    output, _ = written(tmp_path)
+def test_taps_without_a_journal_that_names_them_are_refused(bordered_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no place"):
-        open_model(str(tampered(output, lambda j: j.update(bordered=[]), tmp_path)))
+        open_model(str(tampered(bordered_file, lambda j: j.update(bordered=[]), tmp_path)))
 
 
 def test_rows_of_taps_are_those_of_the_weight() -> None:

@@ -121,6 +121,12 @@ def written(tmp_path: Path, **strip_fields: object) -> tuple[Path, nn.Module]:
     return output, module
 
 
+@pytest.fixture(scope="module")
+def expanded_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read by tests, which leave it as it is."""
+    return written(tmp_path_factory.mktemp("expanded"), expand="always")[0]
+
+
 @pytest.mark.parametrize("fold", [False, True])
 def test_round_trip_through_a_file(fold: bool, tmp_path: Path) -> None:
     output, module = written(tmp_path, expand="always", fold_batchnorm=fold)
@@ -129,21 +135,19 @@ def test_round_trip_through_a_file(fold: bool, tmp_path: Path) -> None:
     assert compare(module, reloaded, trials(32, 40), torch.float32).max_rel_error < 1e-5
 
 
-def test_an_expanded_file_can_be_pruned_again(tmp_path: Path) -> None:
-    output, _ = written(tmp_path, expand="always")
-    before = prunecli.analyze(str(output)).flops
+def test_an_expanded_file_can_be_pruned_again(expanded_file: Path, tmp_path: Path) -> None:
+    before = prunecli.analyze(str(expanded_file)).flops
     fields = {"version": 1, "method": {"name": "magnitude"}, "budget": {"flops": 0.5}}
-    facts = prunecli.prune(validate(fields), str(output), tmp_path / "smaller.safetensors")
+    facts = prunecli.prune(validate(fields), str(expanded_file), tmp_path / "smaller.safetensors")
     assert facts.after.flops <= 0.5 * before
     assert facts.removed_channels == sum(cut.before - cut.after for cut in facts.cuts) > 0
     assert open_model(str(tmp_path / "smaller.safetensors")).module is not None
 
 
-def test_stripping_an_expanded_file_again_finds_nothing(tmp_path: Path) -> None:
-    output, _ = written(tmp_path, expand="always")
+def test_stripping_an_expanded_file_again_finds_nothing(expanded_file: Path, tmp_path: Path) -> None:
     fields = {"version": 1, "method": {"name": "none"}, "strip": {"expand": "always"}}
     with pytest.raises(NothingRemoved):
-        prunecli.prune(validate(fields), str(output), tmp_path / "again.safetensors")
+        prunecli.prune(validate(fields), str(expanded_file), tmp_path / "again.safetensors")
 
 
 def test_off_is_off_even_as_yaml_reads_it(tmp_path: Path) -> None:
@@ -177,10 +181,9 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_lying_journals_are_refused(lie: str, tmp_path: Path) -> None:
-    output, _ = written(tmp_path, expand="always")
+def test_lying_journals_are_refused(lie: str, expanded_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError):
-        open_model(str(tampered(output, LIES[lie], tmp_path)), Opening())
+        open_model(str(tampered(expanded_file, LIES[lie], tmp_path)), Opening())
 
 
 def test_journals_with_expansions_survive_json() -> None:

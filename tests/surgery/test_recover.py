@@ -72,7 +72,7 @@ def test_a_channel_that_others_make_up_costs_nothing(reader: nn.Module) -> None:
 def test_it_never_fits_worse_than_it_was() -> None:
     torch.manual_seed(0)
     module = randomise(build(parse("cifar_resnet20")))
-    pictures = torch.randn(96, 3, 32, 32)
+    pictures = torch.randn(96, 3, 16, 16)
     channels = trace(module, Example((pictures[:1],)))
     removed = repair(channels, np.random.default_rng(0).random(channels.count) < 0.3)
     smaller, journal = cut(module, channels, removed)

@@ -114,7 +114,7 @@ def test_kill_and_resume_through_the_command_line(seed: int, tmp_path: Path) -> 
     """kill -9 at a random moment; the resumed weights equal those of a run that was never stopped."""
     command = [
         sys.executable, "-m", "prunecli", "finetune", "digits_net", "--data", "digits", "--recipe", "train-digits",
-        "--set", "train.save_seconds=0", "--epochs", "4", "-q", "-o",
+        "--set", "train.save_seconds=0", "--epochs", "2", "-q", "-o",
     ]  # fmt: skip
     subprocess.run([*command, str(tmp_path / "whole.safetensors")], check=True)
     killed = tmp_path / "killed.safetensors"

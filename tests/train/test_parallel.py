@@ -89,11 +89,11 @@ class Mortal(torch.utils.data.Dataset):
     def __init__(self, split, lives):
         self.split, self.lives, self.seen = split, lives, 0
     def __len__(self):
-        return len(self.split)
+        return min(len(self.split), 640)
     def __getitem__(self, index):
         self.seen += 1
         mark = Path({mark!r})
-        if self.lives and os.environ.get("RANK") == "1" and self.seen == 500 and not mark.exists():
+        if self.lives and os.environ.get("RANK") == "1" and self.seen == 200 and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         image = next(iter(self.split.batches([torch.tensor([index])])))[0]
