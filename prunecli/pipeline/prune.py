@@ -156,7 +156,7 @@ def _left_out(recipe: Recipe, opened: Model) -> list[str]:
 
 def _undershot(budget: BudgetFacts | None) -> list[str]:
     """Less may be left than was asked for: widths are coarse, much was zero, or a training has silenced a layer."""
-    if budget is None or budget.unit not in ("flops", "params") or budget.asked - budget.met <= TOLERANCE:
+    if budget is None or budget.unit not in ("flops", "params", "size") or budget.asked - budget.met <= TOLERANCE:
         return []
     return [f"{percent(budget.met)} is left where the {budget.unit} budget asks for {percent(budget.asked)}"]
 

@@ -260,7 +260,9 @@ def test_recovery_where_it_makes_no_sense() -> None:
 
 
 def test_less_than_asked_for_is_said() -> None:
-    assert _undershot(BudgetFacts("flops", 0.3, 0.004)) == ["0.40 % is left where the flops budget asks for 30.00 %"]
+    for unit in ("flops", "params", "size"):
+        said = _undershot(BudgetFacts(unit, 0.3, 0.004))
+        assert said == [f"0.40 % is left where the {unit} budget asks for 30.00 %"]
     for met in (BudgetFacts("flops", 0.3, 0.295), BudgetFacts("sparsity", 0.9, 0.5), None):
         assert _undershot(met) == []
 

@@ -68,13 +68,13 @@ CASES = {"program": steps(), "flat": st.booleans(), "seed": st.integers(0, 2**31
 SHARES = st.sampled_from([0.3, 0.6, 0.9, 1.2])
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(**CASES, share=SHARES)
 def test_strip_is_exact(program: list[Step], flat: bool, seed: int, share: float) -> None:
     check_strip(program, flat, seed, share)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(**CASES)
 def test_slice_equals_the_masked_model(program: list[Step], flat: bool, seed: int) -> None:
     check_slice(program, flat, seed)

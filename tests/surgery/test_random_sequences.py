@@ -53,13 +53,13 @@ def check_slice(**case: object) -> None:
         assert found.max_rel_error <= EXACT
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(**CASES, share=st.sampled_from([0.3, 0.9]))
 def test_strip_is_exact(share: float, **case: object) -> None:
     check_strip(share, **case)
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(**CASES)
 def test_slice_equals_the_masked_model(**case: object) -> None:
     check_slice(**case)
