@@ -207,13 +207,22 @@ class Tape:
         return found
 
     def calls(self, names: Collection[str]) -> dict[str, Op]:
-        """The op that a module is there for, by module: the only one of these names in it, and its last."""
-        found = {}
+        """The op that a module is there for, by module: the only one of these names in it, and its last.
+
+        Not of modules that lend a parameter: whoever changes it changes more than this op.
+        """
+        found, lent = {}, self.lent()
         for module, ops in self.by_module().items():
             chosen = [op for op in ops if op.name in names]
-            if len(chosen) == 1 and chosen[0] is ops[-1]:
+            if len(chosen) == 1 and chosen[0] is ops[-1] and module not in lent:
                 found[module] = chosen[0]
         return found
+
+    def lent(self) -> set[str]:
+        """Modules of whose parameters and buffers an op outside of them reads one."""
+        owners = {index: name.rpartition(".")[0] for name, index in self.params.items()}
+        read = ((owners[ref.index], op.module) for op in self.ops for ref in op.refs if ref.index in owners)
+        return {owner for owner, reader in read if owner != reader}
 
     def used_params(self) -> set[str]:
         """Names of the parameters and buffers that some op reads."""

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from prunecli.checkpoint.journal import Journal
 from prunecli.graph.copying import copied, like
+from prunecli.graph.tape import Example, record
 from prunecli.graph.tensors import sharing
 from prunecli.surgery.border import Bordered
 
@@ -26,7 +27,7 @@ RIDGE = 1e-4  # of the mean variance of what a layer reads
 PLACES = 32  # positions of a feature map that are looked at, for each image
 READERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # whose weights read along their second dim
 UNKNOWN = "only linear layers and two-dimensional convolutions without groups and with padding by zeros are fitted"
-SHARED = "another layer shares their weights"
+SHARED = "another module reads their weights"
 LARGEST = 6144  # inputs times taps of a layer; beyond that the normal equations do not pay
 
 
@@ -75,7 +76,7 @@ def refit(dense: nn.Module, smaller: nn.Module, journal: Journal, images: Images
     twin = copied(smaller).eval()
     left: dict[str, str] = {}
     readers = {name: layer for name, layer in dense.eval().named_modules() if isinstance(layer, READERS)}
-    shared = sharing(dense)
+    shared = sharing(dense) | record(dense, Example((next(iter(images())),))).lent()
     for name, layer in readers.items():
         if (f"{name}.weight", 1) not in journal.kept:
             continue

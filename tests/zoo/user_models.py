@@ -182,6 +182,21 @@ class SharedFilters(Base):
 
 
 @model
+class WeightsRead(Base):
+    """Weights are read once more: for the length of filters (StyleGAN2), and backwards (tied coders)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24)
+        self.coder, self.last = nn.Linear(24, 12), nn.Linear(24, 16)
+
+    def middle(self, x: Tensor) -> Tensor:
+        length = (self.conv.weight.square().sum((1, 2, 3)) + 1e-3).rsqrt()
+        x = (F.relu(self.norm(self.conv(x))) * length[:, None, None]).mean((2, 3))
+        return self.last(F.linear(self.coder(x).relu(), self.coder.weight.t()).relu())
+
+
+@model
 class CalledTwice(Base):
     def __init__(self) -> None:
         super().__init__()
