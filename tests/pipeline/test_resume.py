@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from prunecli.cli.app import app
 from prunecli.pipeline.training import Training
 from prunecli.train.loop import ignore
 
@@ -33,21 +35,21 @@ def test_a_killed_run_is_continued_to_the_same_file(name: str, tmp_path: Path) -
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"version": 1, "data": "digits", **RECIPES[name]}))
 
-    def command(output: Path, *flags: str) -> list[str]:
-        start = [sys.executable, "-m", "prunecli", "prune", str(DIGITS), "--recipe", str(recipe), "-q"]
-        return [*start, "-o", str(output), *flags]
+    def arguments(output: Path, *flags: str) -> list[str]:
+        return ["prune", str(DIGITS), "--recipe", str(recipe), "-q", "-o", str(output), *flags]
 
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
-    subprocess.run(command(whole), check=True, capture_output=True)
+    assert CliRunner().invoke(app, arguments(whole)).exit_code == 0
     awaited = broken.with_name(f"{broken.name}.resume" if name == "str" else f"{broken.name}.1.resume")
-    with subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    command = [sys.executable, "-m", "prunecli", *arguments(broken)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         while not awaited.exists() and running.poll() is None:
             time.sleep(0.01)
         running.send_signal(signal.SIGKILL)
     assert awaited.exists()
     assert not broken.exists()
     seldom = ("--set", "train.save_seconds=5", "--resume")
-    subprocess.run(command(broken, *seldom), check=True, capture_output=True)
+    assert CliRunner().invoke(app, arguments(broken, *seldom)).exit_code == 0
     assert broken.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*.resume"))
 

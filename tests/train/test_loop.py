@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 from prunecli.arch.registry import build
 from prunecli.arch.spec import parse
+from prunecli.cli.app import app
 from prunecli.errors import InputError, OutcomeError
 from prunecli.methods.hook import Hook
 from prunecli.recipe.schema import Distill, Train
@@ -112,13 +114,13 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_kill_and_resume_through_the_command_line(seed: int, tmp_path: Path) -> None:
     """kill -9 at a random moment; the resumed weights equal those of a run that was never stopped."""
-    command = [
-        sys.executable, "-m", "prunecli", "finetune", "digits_net", "--data", "digits", "--recipe", "train-digits",
+    arguments = [
+        "finetune", "digits_net", "--data", "digits", "--recipe", "train-digits",
         "--set", "train.save_seconds=0", "--epochs", "2", "-q", "-o",
     ]  # fmt: skip
-    subprocess.run([*command, str(tmp_path / "whole.safetensors")], check=True)
+    assert CliRunner().invoke(app, [*arguments, str(tmp_path / "whole.safetensors")]).exit_code == 0
     killed = tmp_path / "killed.safetensors"
-    process = subprocess.Popen([*command, str(killed)])
+    process = subprocess.Popen([sys.executable, "-m", "prunecli", *arguments, str(killed)])
     state, deadline = tmp_path / "killed.safetensors.resume", time.monotonic() + 60
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -126,7 +128,7 @@ def test_kill_and_resume_through_the_command_line(seed: int, tmp_path: Path) -> 
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not killed.exists()
-    subprocess.run([*command, str(killed), "--resume"], check=True)
+    assert CliRunner().invoke(app, [*arguments, str(killed), "--resume"]).exit_code == 0
     assert killed.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert not state.exists()
 
