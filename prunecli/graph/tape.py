@@ -219,7 +219,7 @@ class Tape:
         return found
 
     def lent(self) -> set[str]:
-        """Modules of whose parameters and buffers an op outside of them reads one."""
+        """Modules that hold a parameter or a buffer which an op outside of them reads."""
         owners = {index: name.rpartition(".")[0] for name, index in self.params.items()}
         read = ((owners[ref.index], op.module) for op in self.ops for ref in op.refs if ref.index in owners)
         return {owner for owner, reader in read if owner != reader}
