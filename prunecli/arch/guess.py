@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,10 +30,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Guess:
-    """The architecture that was taken, the others that fit as well, and why this one."""
+    """The architecture that was taken, and why this one."""
 
     spec: ArchSpec
-    others: tuple[str, ...]
     why: str
 
 
@@ -61,19 +60,22 @@ def guess(state: Mapping[str, Tensor]) -> Guess | None:
         ArchError: two architectures of one source fit.
     """
     wanted = shapes_of(state)
-    key = _key(wanted)
-    for names in (_names(index_of("builtin"), key), _names(index_of("torchvision"), key), _timm_names(wanted)):
+    for names in _candidates(wanted):
         fits = [spec for spec in (_fit(parse(name), wanted) for name in names) if spec is not None]
         if len(fits) > 1:
             listed = " and ".join(str(f) for f in fits)
             raise ArchError(f"the checkpoint fits {listed}", hint=f"choose one with --arch {fits[0]}")
         if fits:
-            return Guess(fits[0], (), f"names and shapes of all {len(wanted)} tensors fit")
+            return Guess(fits[0], f"names and shapes of all {len(wanted)} tensors fit")
     return None
 
 
-def _names(index: Mapping[str, str], key: str) -> list[str]:
-    return [name for name, known in index.items() if known == key]
+def _candidates(wanted: Shapes) -> Iterator[list[str]]:
+    """Networks whose tensors may have these names, source by source: the next library is not imported in vain."""
+    key = _key(wanted)
+    for source in ("builtin", "torchvision"):
+        yield [name for name, known in index_of(source).items() if known == key]
+    yield _timm_names(wanted)
 
 
 def _key(names: Iterable[str]) -> str:
