@@ -489,6 +489,24 @@ MUTANTS = {
         "return work(device)",
         "test_device.py::test_what_does_not_fit_a_device_is_computed_on_the_cpu",
     ),
+    "who else reads a weight is not asked": Mutant(
+        "graph/tape.py",
+        " and module not in lent:",
+        ":",
+        "surgery/test_lent.py::test_they_are_not_expanded_folded_or_gated",
+    ),
+    "what others read is fitted": Mutant(
+        "surgery/recover.py",
+        " | record(dense, Example((next(iter(images())),))).lent()",
+        "",
+        "surgery/test_lent.py::test_they_are_not_fitted",
+    ),
+    "initialisers that are called by keyword run": Mutant(
+        "arch/registry.py",
+        'args[0] if args else kwargs.get("tensor")',
+        "args[0] if args else None",
+        "arch/test_guess.py::test_what_is_built_to_be_looked_at_is_not_initialised",
+    ),
     "all processes share the first GPU": Mutant(
         "device.py",
         'f"cuda:{local_rank()}"',
