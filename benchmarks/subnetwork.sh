@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Top-1 of masks on random weights, which stay as they are, beside the same weights trained as usual.
+# Top-1 of masks on random weights, each layer's of one size (the recipe), beside training from the same weights.
 #   benchmarks/subnetwork.sh DATA EPOCHS LR FOLDER [MODEL]      LR of the masks: 50 in the paper, for a hundred epochs
 set -euo pipefail
 data=$1 epochs=$2 lr=$3 folder=$4 model=${5:-conv4}
@@ -16,5 +16,5 @@ print("  {:.2%} of the weights are zero, {} s".format(after["sparsity"], facts["
 prunecli --version
 echo "$model, masks on random weights"
 prunecli prune "$model" --recipe gumbel-paper --set method.lr="$lr" "${few[@]}" -o "$folder/masks.safetensors" | top
-echo "$model, the same weights trained"
+echo "$model, trained from the same weights"
 prunecli finetune "$model" --set train.lr=0.002 --set train.warmup_epochs=1 "${few[@]}" -o "$folder/trained.safetensors" | top
