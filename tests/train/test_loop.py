@@ -124,7 +124,7 @@ def test_kill_and_resume_through_the_command_line(seed: int, tmp_path: Path) -> 
     state, deadline = tmp_path / "killed.safetensors.resume", time.monotonic() + 60
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.01)
-    time.sleep(random.Random(seed).uniform(0, 0.4))
+    time.sleep(random.Random(seed).uniform(0, 0.2))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not killed.exists()
