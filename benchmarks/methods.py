@@ -1,17 +1,20 @@
 """Every method that trains beside its floors: same model, same data, equal epochs, one table.
 
-python benchmarks/methods.py CHECKPOINT DATA --epochs 1 --results methods.jsonl [--only str,grda] [--print]
+python benchmarks/methods.py CHECKPOINT DATA --epochs 1 --results methods.jsonl [--only str,grda] [--jobs 2] [--print]
 
-Each row is a run of `prunecli prune` in a process of its own. Rows that are in the results already are not run again.
+Each row is a run of `prunecli prune` in a process of its own, with its share of the processors. Rows that are in the
+results already are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,7 +81,9 @@ def run(name: str, row: Row, asked: argparse.Namespace) -> Row:
         verb = "prune" if "method" in row else "finetune"
         command = [sys.executable, "-m", "prunecli", verb, asked.checkpoint, "--recipe", str(path)]
         out = ["--data", asked.data, "-o", str(Path(folder) / "out.safetensors"), "--json", "-q"]
-        done = subprocess.run([*command, *out], capture_output=True, text=True, check=False)
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // asked.jobs))}
+        env = {**os.environ, **threads}
+        done = subprocess.run([*command, *out], capture_output=True, text=True, check=False, env=env)
     facts = json.loads(done.stdout or "{}")
     return {"row": name, "epochs": asked.epochs, **facts}
 
@@ -111,17 +116,19 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--results", type=Path, default=Path("methods.jsonl"))
     parser.add_argument("--only", default="", help="names that rows start with, separated by commas")
+    parser.add_argument("--jobs", type=int, default=1, help="rows that run beside each other")
     parser.add_argument("--print", action="store_true", help="run nothing")
     asked = parser.parse_args()
     known = [json.loads(line) for line in asked.results.read_text().splitlines()] if asked.results.exists() else []
     done = {(found["row"], found["epochs"]) for found in known}
-    for name, row in ROWS.items():
-        if asked.print or (name, asked.epochs) in done or not name.startswith(tuple(asked.only.split(","))):
-            continue
-        known.append(run(name, row, asked))
-        print(table(known[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
-        with asked.results.open("a") as file:
-            file.write(json.dumps(known[-1]) + "\n")
+    wanted = [] if asked.print else [name for name in ROWS if name.startswith(tuple(asked.only.split(",")))]
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        runs = [pool.submit(run, name, ROWS[name], asked) for name in wanted if (name, asked.epochs) not in done]
+        for row in as_completed(runs):
+            known.append(row.result())
+            print(table(known[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
+            with asked.results.open("a") as file:
+                file.write(json.dumps(known[-1]) + "\n")
     import torch
 
     order = {name: number for number, name in enumerate(ROWS)}
