@@ -67,7 +67,7 @@ ROWS: dict[str, Row] = {
 def recipe(row: Row, data: str, epochs: int) -> Row:
     """The whole recipe of a row."""
     fields = {**row, "version": 1, "data": data}
-    if "iterative" in row.get("budget", {}):  # as many steps as there are epochs to train after each
+    if "iterative" in row.get("budget", {}):  # as many steps as epochs, two at least: then each trains for a half
         iterative = {**row["budget"]["iterative"], "steps": max(2, epochs)}
         fields["budget"] = {**row["budget"], "iterative": iterative}
     return {**fields, "train": {"batch_size": 128, **row["train"], "epochs": epochs}}

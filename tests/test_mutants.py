@@ -477,6 +477,24 @@ MUTANTS = {
         "decay = limit",
         "train/test_loop.py::test_an_average_of_a_short_run_is_none_of_its_start",
     ),
+    "each part of a training starts over": Mutant(
+        "train/order.py",
+        "number, position = divmod(self._before + step, self.per_epoch)",
+        "number, position = divmod(step, self.per_epoch)",
+        "train/test_order.py::test_parts_of_a_training_see_what_the_whole_sees",
+    ),
+    "training goes on to the end of an epoch": Mutant(
+        "train/order.py",
+        "[position:][: self.steps - step]",
+        "[position:]",
+        "train/test_order.py::test_parts_of_a_training_see_what_the_whole_sees",
+    ),
+    "a part of an epoch after each step is forgotten": Mutant(
+        "pipeline/steps.py",
+        "epochs = settings.epochs / parts",
+        "epochs = settings.epochs // parts",
+        "pipeline/test_prune.py::test_each_step_has_its_part_of_an_epoch",
+    ),
     "batch norms are never folded": Mutant(
         "pipeline/steps.py",
         "        if not self.recipe.strip.fold_batchnorm:\n            return way",

@@ -16,7 +16,7 @@ def finetune(
     data: options.Data = None,
     recipe: Annotated[str | None, typer.Option("--recipe", "-r", metavar="R", help="Training settings.")] = None,
     teacher: Annotated[str | None, typer.Option(metavar="MODEL", help="Distil from this model.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=0, metavar="N", help="Instead of the recipe's.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0, metavar="N", help="Instead of the recipe's.")] = None,
     resume: options.Resume = False,
     arch: options.Arch = None,
     input: options.Input = None,

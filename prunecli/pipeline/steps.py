@@ -92,7 +92,7 @@ class Steps:
             self.training.expected = self._rounds(shares)
         way = replace(way, predictions=self._rounds(shares))
         for step, share in enumerate(shares):
-            way = self._cut(way, share, self._settings(step, len(shares)))
+            way = self._cut(way, share, *self._training_after(step, len(shares)))
             if len(shares) > 1 and way.done.budget is not None:
                 way = replace(way, outcomes={**way.outcomes, _round(way.done.budget.unit, step): way.done.budget.met})
         return replace(way, model=self._replaced(way.model, self.method.finish(self._evidence(way.model))))
@@ -143,8 +143,8 @@ class Steps:
             way, done=done, model=final, predictions=fit.predictions, outcomes=fit.outcomes, by_layer=fit.by_layer
         )
 
-    def _cut(self, way: Way, share: float, settings: Train | None) -> Way:
-        """One step towards the budget, and what wins accuracy back after it."""
+    def _cut(self, way: Way, share: float, settings: Train | None, start: float) -> Way:
+        """One step towards the budget, and what wins accuracy back after it: training that starts at some epoch."""
         before = way.model
         result = operate(
             before, self.recipe, self.images, reference=self.opened, progress=share, training=self.training
@@ -159,7 +159,7 @@ class Steps:
             recovered = self.figures(model) if settings else None
             notes = tuple(dict.fromkeys([*notes, *left]))
         if settings is not None and self.training is not None:
-            fit = self.training.fit(model.module, settings, [KeepZeros(model.module)])
+            fit = self.training.fit(model.module, settings, [KeepZeros(model.module)], start)
             model = replace(model, module=fit.module)
         done = way.done.then(result)
         return replace(way, done=done, model=model, pruned=pruned, recovered=recovered, notes=notes)
@@ -188,16 +188,14 @@ class Steps:
         found = computed(self.recipe.device, fitted)
         return replace(after, module=placed(found.module, "cpu")), _unfitted(found.left)
 
-    def _settings(self, step: int, steps: int) -> Train | None:
-        """The epochs that belong to one of several steps; None where there are none."""
+    def _training_after(self, step: int, steps: int) -> tuple[Train | None, float]:
+        """The part of the training that belongs to one of several steps, and how many epochs came before it."""
         settings = self.recipe.train
-        if settings is None or self.training is None:
-            return None
-        if self.method.trains_last:
-            epochs = settings.epochs if step == steps - 1 else 0
-        else:
-            epochs = settings.epochs * (step + 1) // steps - settings.epochs * step // steps
-        return settings.model_copy(update={"epochs": epochs}) if epochs else None
+        part, parts = (step + 1 - steps, 1) if self.method.trains_last else (step, steps)
+        if settings is None or not settings.epochs or self.training is None or part < 0:
+            return None, 0.0
+        epochs = settings.epochs / parts
+        return settings.model_copy(update={"epochs": epochs}), part * epochs
 
 
 def _unfitted(left: Mapping[str, str]) -> list[str]:

@@ -47,8 +47,8 @@ class Training:
     notes: list[str] = field(default_factory=list)
     _done: int = 0
 
-    def fit(self, module: nn.Module, settings: Train, hooks: Sequence[Hook]) -> Fit:
-        """Train a copy of `module`.
+    def fit(self, module: nn.Module, settings: Train, hooks: Sequence[Hook], start: float = 0.0) -> Fit:
+        """Train a copy of `module`; with `start`, as what comes after so many epochs.
 
         Raises:
             InputError: no data is given.
@@ -58,14 +58,14 @@ class Training:
         identity, resume = f"{self.identity} {self._done}", self.resume or restarted()
         saver = Saver(self._state(self._done), identity, resume, settings.save_seconds)
         self._done += 1
-        fit = self._trainer(settings, hooks, saver).fit(module)
+        fit = self._trainer(settings, hooks, saver, start).fit(module)
         if fit.continued:
             self.notes = ["continued from a saved state"]
         return fit
 
-    def _trainer(self, settings: Train, hooks: Sequence[Hook], saver: Saver) -> Trainer:
+    def _trainer(self, settings: Train, hooks: Sequence[Hook], saver: Saver, start: float) -> Trainer:
         assert self.data is not None
-        return Trainer(self.data, settings, self.seed, self.teacher, hooks, saver, self.report, self.expected)
+        return Trainer(self.data, settings, self.seed, self.teacher, hooks, saver, self.report, self.expected, start)
 
     def keeping_zeros(self, module: nn.Module) -> Callable[[Train, Hook], nn.Module]:
         """What trains a copy of `module` with one hook; zeros stay zero."""

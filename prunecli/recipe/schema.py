@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    field_validator,
+    model_validator,
+)
 
 from prunecli.inputs import Inputs, parse_inputs
 from prunecli.units import parse_amount
@@ -122,9 +131,9 @@ class Distill(Closed):
 
 
 class Train(Closed):
-    """Training or fine-tuning. Epochs may be 0: then nothing is trained."""
+    """Training or fine-tuning. Epochs may be a fraction, and 0: then nothing is trained."""
 
-    epochs: int = Field(10, ge=0)
+    epochs: FiniteFloat = Field(10, ge=0)
     batch_size: int = Field(128, ge=1, description="images of one forward pass, on each process")
     accumulate: int = Field(1, ge=1, description="forward passes of one optimizer step")
     optimizer: Literal["sgd", "adamw"] = "sgd"

@@ -33,7 +33,7 @@ from prunecli.surgery.recover import recalibrate
 from prunecli.train.data import Data
 from prunecli.train.evaluate import accuracy
 from prunecli.train.loss import Loss
-from prunecli.train.order import Order
+from prunecli.train.order import Order, Part
 from prunecli.train.schedule import learning_rate
 from prunecli.train.sharding import gathered, is_sharded, load, load_optimizer, shard, sum_gradients, whole
 from prunecli.train.split import Drawn
@@ -163,6 +163,7 @@ class Trainer:
         saver: where the resumable state goes.
         report: called after each step.
         expected: predictions of the caller, for the report.
+        start: epochs that came before, where a run trains in parts.
     """
 
     data: Data
@@ -173,6 +174,7 @@ class Trainer:
     saver: Saver | None = None
     report: Report = ignore
     expected: Mapping[str, float] = field(default_factory=dict)
+    start: float = 0.0
 
     def fit(self, module: nn.Module) -> Fit:
         """Train a copy of `module`, which stays as it is.
@@ -245,7 +247,7 @@ class Trainer:
 
     @property
     def _order(self) -> Order:
-        return Order(len(self.data.train), self.settings, self.seed)
+        return Order(len(self.data.train), self.settings, self.seed, self.start)
 
     def _course(self, student: nn.Module) -> Course:
         order = self._order
@@ -258,9 +260,9 @@ class Trainer:
         settings, order = self.settings, self._order
         started = saved_at = time.monotonic()
         seen = 0
-        while run.step < order.steps:
-            epoch, position = divmod(run.step, order.per_epoch)
-            for parts in self._batches(run, epoch, position, loss_of):
+        for epoch, steps in order.after(run.step):
+            end = run.step + len(steps)
+            for parts in self._batches(run, epoch, steps, loss_of):
                 rate = learning_rate(settings, run.step, order.steps, order.per_epoch)
                 loss = _step(run, parts, rate)
                 if not math.isfinite(loss):
@@ -268,13 +270,13 @@ class Trainer:
                         return  # the best weights so far are the result
                     raise self._diverged(run.step, f"the loss is {loss}")
                 seen += sum(len(part.batch.images) for part in parts) * world()
-                finished = run.step % order.per_epoch == 0
+                finished = run.step == end
                 if finished and len(order.held_out) and all(hook.validates for hook in run.hooks):
                     _validate(run, self.data, order.held_out)
                 known = run.accuracies[-1] if run.accuracies else None
                 speed = seen / (time.monotonic() - started)
                 own = _merged(hook.figures() for hook in run.hooks)
-                done = (epoch, settings.epochs, run.step, order.steps)
+                done = (epoch, order.epochs, run.step, order.steps)
                 self.report(Tick(*done, loss, speed, known, finished, own, expected))
                 if self.saver and self._agreed(time.monotonic() - saved_at >= self.saver.seconds):
                     self.saver.save(run.state())
@@ -297,10 +299,9 @@ class Trainer:
         """What one process finds due, all must do together, where each holds a part of what is saved."""
         return total(due) > 0 if self._sharded else due
 
-    def _batches(self, run: _Run, epoch: int, position: int, loss_of: Loss) -> Iterator[list[_Part]]:
-        """What each of the remaining steps of an epoch computes."""
-        split, steps = self.data.train, self._order.epoch(epoch)[position:]
-        place = home(run.module)
+    def _batches(self, run: _Run, epoch: int, steps: Sequence[Sequence[Part]], loss_of: Loss) -> Iterator[list[_Part]]:
+        """What each of some steps of an epoch computes."""
+        split, place = self.data.train, home(run.module)
         augment = (self.seed + 1) * 100_003 + epoch if self.settings.augment else None
         found = split.batches([part.indices for parts in steps for part in parts], augment)
 

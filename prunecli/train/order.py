@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,11 +32,13 @@ class Order:
         count: number of images.
         settings: of the recipe.
         seed: of shuffling, and of what is held out.
+        start: epochs that came before, where a run trains in parts: the order goes on where the last part ended.
     """
 
     count: int
     settings: Train
     seed: int
+    start: float = 0.0
 
     @cached_property
     def _halves(self) -> tuple[Tensor, Tensor]:
@@ -56,8 +59,22 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        return self.settings.epochs * self.per_epoch
+        """Optimizer steps of this training, one at least; those of parts add up to those of the whole."""
+        epochs = self.settings.epochs
+        return max(1, round((self.start + epochs) * self.per_epoch) - self._before) if epochs else 0
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs there are with those that came before; the last may be a part of one."""
+        return -(-(self._before + self.steps) // self.per_epoch)
+
+    def after(self, step: int) -> Iterator[tuple[int, list[list[Part]]]]:
+        """What is left to do after so many steps: epochs, and for each of their steps the parts of this process."""
+        while step < self.steps:
+            number, position = divmod(self._before + step, self.per_epoch)
+            steps = self.epoch(number)[position:][: self.steps - step]
+            yield number, steps
+            step += len(steps)
 
     def epoch(self, number: int) -> list[list[Part]]:
         """For each step of an epoch the parts of this process."""
@@ -69,6 +86,11 @@ class Order:
             mine = chosen.tensor_split(self._parts)[rank() :: world()]
             steps.append([Part(indices, len(indices) * world() / len(chosen)) for indices in mine])
         return steps
+
+    @property
+    def _before(self) -> int:
+        """Optimizer steps that came before."""
+        return round(self.start * self.per_epoch)
 
     @property
     def _parts(self) -> int:

@@ -20,6 +20,9 @@ from prunecli.errors import BudgetMissed, InputError, NothingRemoved, RecipeErro
 from prunecli.facts import BudgetFacts, Figures, PruneFacts
 from prunecli.pipeline.prune import _insist_on_budget, _undershot
 from prunecli.recipe.load import validate
+from prunecli.train.loop import Tick
+
+DIGITS = Path(__file__).parents[2] / "recipes" / "digits.safetensors"
 
 
 def recipe(**fields: object) -> object:
@@ -257,6 +260,18 @@ def test_recovery_needs_images(checkpoint: str, tmp_path: Path) -> None:
 def test_recovery_where_it_makes_no_sense() -> None:
     with pytest.raises(RecipeError, match="recover"):
         recipe(recover={}, method={"name": "magnitude", "structure": "weight"}, budget={"sparsity": 0.5})
+
+
+def test_each_step_has_its_part_of_an_epoch(tmp_path: Path) -> None:
+    ticks: list[Tick] = []
+    fields = {
+        "data": "digits",
+        "budget": {"flops": 0.8, "iterative": {"steps": 4}},
+        "train": {"epochs": 1, "batch_size": 64, "validation": 0.0},
+    }
+    prunecli.prune(recipe(**fields), DIGITS, tmp_path / "out.safetensors", report=ticks.append)
+    assert [tick.step for tick in ticks] == [*range(1, 7), *range(1, 7), *range(1, 6), *range(1, 7)]  # of 23
+    assert [tick.finished_epoch for tick in ticks].count(True) == 4
 
 
 def test_less_than_asked_for_is_said() -> None:

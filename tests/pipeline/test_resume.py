@@ -22,8 +22,7 @@ RECIPES = {
     "str": {"method": {"name": "str"}, "budget": {"sparsity": 0.8}, "train": {**SHORT, "epochs": 3}},
     "selfsup": {"method": {"name": "selfsup", "pretext": SHORT}, "budget": {"sparsity": 0.36}, "train": SHORT},
     "iterative": {
-        "method": {"name": "magnitude"}, "budget": {"flops": 0.5, "iterative": {"steps": 3}},
-        "train": {**SHORT, "epochs": 3},
+        "method": {"name": "magnitude"}, "budget": {"flops": 0.5, "iterative": {"steps": 3}}, "train": SHORT,
     },
 }  # fmt: skip
 

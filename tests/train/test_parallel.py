@@ -18,11 +18,9 @@ from torch import Tensor, nn
 import prunecli
 from prunecli.errors import InputError
 from prunecli.methods.hook import Hook
-from prunecli.ranks import world
 from prunecli.recipe.schema import Train
 from prunecli.train.data import open_data
 from prunecli.train.loop import Trainer
-from prunecli.train.order import Order
 from prunecli.train.split import uniform
 
 ZEROS = "block1.conv1.weight"
@@ -268,27 +266,6 @@ def test_gradients_of_several_passes_are_one_step_of_their_images() -> None:
     parts = Trainer(data, Train(epochs=1, batch_size=40, accumulate=3)).fit(module).module
     for first, second in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(first, second, atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize(("count", "processes", "accumulate"), [(100, 1, 1), (101, 2, 1), (97, 3, 2), (50, 4, 1)])
-def test_every_image_is_seen_once_and_weights_add_up(
-    count: int, processes: int, accumulate: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", str(processes))
-    assert world() == processes
-    settings = Train(epochs=1, batch_size=8, accumulate=accumulate, validation=0.0)
-    seen: list[int] = []
-    weights: dict[int, float] = {}
-    for rank in range(processes):
-        monkeypatch.setenv("RANK", str(rank))
-        order = Order(count, settings, seed=3)
-        for step, parts in enumerate(order.epoch(0)):
-            assert len(parts) == accumulate
-            for part in parts:
-                seen += part.indices.tolist()
-                weights[step] = weights.get(step, 0.0) + part.weight / processes
-    assert len(set(seen)) == len(seen) >= count - processes * accumulate
-    assert all(weight == pytest.approx(1) for weight in weights.values())
 
 
 def test_what_an_image_looks_like_does_not_depend_on_its_batch() -> None:
