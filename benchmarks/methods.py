@@ -19,10 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+Row = dict[str, Any]
+
 SGD = {"lr": 0.05, "weight_decay": 5e-4}
 PLAIN = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
-
-Row = dict[str, Any]
+BLIND: Row = {"fraction": 0.55, "pretext": {"lr": 0.05, "validation": 0.0}}  # few rounds
 
 
 def weights(title: str, train: Row, budget: Row | None = None, **method: Any) -> dict[str, Row]:
@@ -53,8 +54,8 @@ ROWS: dict[str, Row] = {
     **weights("str", SGD, name="str"),
     **weights("grda", PLAIN, name="grda"),
     **weights("gumbel", SGD, name="gumbel"),
-    **weights("selfsup rotation", SGD, name="selfsup", objective="rotation", fraction=0.55),  # few rounds
-    **weights("selfsup labels", SGD, name="selfsup", objective="labels", fraction=0.55),
+    **weights("selfsup rotation", SGD, name="selfsup", objective="rotation", **BLIND),
+    **weights("selfsup labels", SGD, name="selfsup", objective="labels", **BLIND),
     **channels("random", SGD, name="random"),
     **channels("magnitude", SGD, name="magnitude"),
     **channels("magnitude recovered", SGD, {"recover": {}}, name="magnitude"),
@@ -65,12 +66,15 @@ ROWS: dict[str, Row] = {
 
 
 def recipe(row: Row, data: str, epochs: int) -> Row:
-    """The whole recipe of a row."""
-    fields = {**row, "version": 1, "data": data}
-    if "iterative" in row.get("budget", {}):  # as many steps as epochs, two at least: then each trains for a half
-        iterative = {**row["budget"]["iterative"], "steps": max(2, epochs)}
-        fields["budget"] = {**row["budget"], "iterative": iterative}
-    return {**fields, "train": {"batch_size": 128, **row["train"], "epochs": epochs}}
+    """The whole recipe of a row; what it says of parts of the epochs is made of their number."""
+    method, budget = dict(row.get("method", {})), dict(row.get("budget", {}))
+    if "iterative" in budget:  # as many steps as epochs, two at least: then each trains for a half
+        budget["iterative"] = {**budget["iterative"], "steps": max(2, epochs)}
+    if "pretext" in method:  # in each round
+        method["pretext"] = {**method["pretext"], "epochs": epochs / 4}
+    train = {"batch_size": 128, **row["train"], "epochs": epochs}
+    given = {name: part for name, part in (("method", method), ("budget", budget)) if part}
+    return {**row, **given, "version": 1, "data": data, "train": train}
 
 
 def run(name: str, row: Row, asked: argparse.Namespace) -> Row:
