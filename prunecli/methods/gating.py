@@ -113,7 +113,8 @@ class Gating(Hook):
         found = [known for known in candidates(bare, course.example) if known.gate.conv not in excluded]
         if not found:
             raise InputError(
-                "no convolution can be gated: behind the first layer, none has an activation that leaves zero at zero",
+                "no convolution can be gated: it must lie behind the first layer, be called once, with a weight that "
+                "nothing else reads, and have an activation behind it that leaves zero at zero",
                 hint="prunecli prune with a method that removes channels",
             )
         self._images = list(course.images(self._method.images))
