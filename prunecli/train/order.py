@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,7 +62,7 @@ class Order:
     def steps(self) -> int:
         """Optimizer steps of this training, one at least; those of parts add up to those of the whole."""
         epochs = self.settings.epochs
-        return max(1, round((self.start + epochs) * self.per_epoch) - self._before) if epochs else 0
+        return max(1, self._steps_in(self.start + epochs) - self._before) if epochs else 0
 
     @property
     def epochs(self) -> int:
@@ -90,7 +91,11 @@ class Order:
     @property
     def _before(self) -> int:
         """Optimizer steps that came before."""
-        return round(self.start * self.per_epoch)
+        return self._steps_in(self.start)
+
+    def _steps_in(self, epochs: float) -> int:
+        """Optimizer steps; halves go up, also those that rounding errors hide, so that parts meet where they end."""
+        return math.floor(epochs * self.per_epoch + 0.5 + 1e-6)
 
     @property
     def _parts(self) -> int:

@@ -58,17 +58,27 @@ def test_parts_of_a_training_see_what_the_whole_sees(
     found = [images(Order(count, every, 1, part * epochs / parts)) for part in range(parts)]
     seen = images(whole)
     assert [*itertools.chain(*found)] == seen
-    assert len(seen) == whole.steps == max(1, round(epochs * whole.per_epoch))
+    assert len(seen) == whole.steps == pytest.approx(epochs * whole.per_epoch, abs=0.5001)
     assert whole.epochs == seen[-1][0] + 1
     assert not set(whole.held_out.tolist()) & {image for _, step in seen for image in step}
     step = data.draw(st.integers(0, whole.steps))
     assert images(whole, step) == seen[step:]
 
 
-@pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (1e-9, 1), (0.25, 4), (1, 15), (1.5, 22)])
+@pytest.mark.parametrize(("epochs", "steps"), [(0, 0), (1e-9, 1), (0.25, 4), (1, 15), (1.5, 23)])
 def test_epochs_may_be_a_fraction(epochs: float, steps: int) -> None:
     order = Order(1437, Train(epochs=epochs, batch_size=96, validation=0.0), seed=0)
     assert order.steps == len(images(order)) == steps
+
+
+@pytest.mark.parametrize("parts", range(1, 11))
+@pytest.mark.parametrize("epochs", [0.05, 0.15, 1 / 7, 1, 2.35])
+def test_rounding_errors_lose_no_step(epochs: float, parts: int) -> None:
+    for count in range(150, 400, 5):
+        whole = Order(count, Train(epochs=epochs, batch_size=1, validation=0.0), seed=0)
+        every = Train(epochs=epochs / parts, batch_size=1, validation=0.0)
+        if whole.steps >= 2 * parts:
+            assert sum(Order(count, every, 0, n * epochs / parts).steps for n in range(parts)) == whole.steps
 
 
 @pytest.mark.parametrize("epochs", [-0.5, float("inf"), float("nan")])
