@@ -47,14 +47,14 @@ def compare(
     for example in (example.to(dtype=dtype) for example in examples):
         expected, found = outputs(first, example, seeds[0]), outputs(second, example, seeds[1])
         for a, b in zip(expected, found, strict=True):
-            error, scale = _difference(a, b)
+            error, scale = difference(a, b)
             worst_abs = max(worst_abs, error)
             worst_rel = max(worst_rel, error / scale if error else 0.0)
         inputs += len(expected[0]) if expected and expected[0].ndim else 1
     return Verified(worst_abs, worst_rel, inputs, dtype_name(dtype))
 
 
-def _difference(expected: Tensor, found: Tensor) -> tuple[float, float]:
+def difference(expected: Tensor, found: Tensor) -> tuple[float, float]:
     """Largest difference and largest expected value; infinite where shapes or non-finite places differ."""
     finite = torch.isfinite(expected)
     if expected.shape != found.shape or not torch.equal(finite, torch.isfinite(found)):
