@@ -19,6 +19,7 @@ Memo = dict[int, Any]
 _ALIGNMENT = 64  # bytes, of torch's allocator on the CPU
 _ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, type, torch.dtype, torch.device})
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|npu|hpu)(:\d+)?")
+_FOR_OLDER_VERSIONS = (nn.Module.__setstate__, nn.modules.conv._ConvNd.__setstate__)  # add attributes that these lack
 _CONTAINERS = frozenset({dict, OrderedDict, set, list, tuple})  # most are empty: the hooks of a module
 
 
@@ -35,14 +36,18 @@ def copied(module: Module, memo: Memo | None = None) -> Module:
         return known  # type: ignore[no-any-return]
     kind: Any = type(module)
     parametrized = "parametrizations" in module._modules and _is_plain(kind.__base__)
-    state: Any = vars(module) if parametrized else module.__getstate__() if _is_plain(kind) else None  # type: ignore[no-untyped-call]
+    if not (parametrized or _is_plain(kind)):
+        return copy.deepcopy(module, memo)
+    own = parametrized or kind.__getstate__ is nn.Module.__getstate__
+    state: Any = vars(module) if own else module.__getstate__()  # type: ignore[no-untyped-call]
     if not isinstance(state, dict):
         return copy.deepcopy(module, memo)
     twin: Module = kind.__new__(kind)
     memo[id(module)] = twin
-    state = dict(state)  # which may be that of the module itself
+    state = state.copy()
+    state.pop("_compiled_call_impl", None)
     _fill(state, memo)
-    if parametrized or kind.__setstate__ is nn.Module.__setstate__:  # torch's own adds what older versions lack
+    if parametrized or kind.__setstate__ in _FOR_OLDER_VERSIONS:
         vars(twin).update(state)
     else:
         twin.__setstate__(state)  # type: ignore[no-untyped-call]

@@ -28,9 +28,9 @@ def submodules(module: nn.Module) -> list[tuple[str, nn.Module]]:
         path, part = waiting.pop()
         if part not in found:
             found[part] = path
-            prefix = f"{path}." if path else ""
             children = part._modules
             if children:
+                prefix = f"{path}." if path else ""
                 waiting += [(prefix + name, child) for name, child in reversed(children.items()) if child is not None]
     return [(path, part) for part, path in found.items()]
 
@@ -42,7 +42,9 @@ def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         seen = set()
         for path, part in parts:
             own = getattr(part, kind)
-            prefix = f"{path}." if own and path else ""
+            if not own:
+                continue
+            prefix = f"{path}." if path else ""
             for name, tensor in own.items():
                 if tensor is not None and id(tensor) not in seen:
                     seen.add(id(tensor))

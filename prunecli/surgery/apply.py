@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -31,7 +31,6 @@ def cut(
     removed: Bools,
     *,
     replace: Mapping[str, Tensor] | None = None,
-    device: str | None = None,
 ) -> tuple[nn.Module, Journal]:
     """Return a smaller copy of `module` without the `removed` channels, and the journal of the cut.
 
@@ -41,34 +40,50 @@ def cut(
         removed: (channels,) what goes.
         replace: tensors to use in place of the module's own, in the shapes before the cut; a name that the
             module does not have yet (a new bias) is added.
-        device: ``"meta"`` for a copy without storage.
     """
-    replace = dict(replace or {})
-    if device is None:  # on meta only shapes count
-        replace = _same_weights(module, channels, removed) | replace
+    replace = _same_weights(module, channels, removed) | dict(replace or {})
     kept = _kept_places(channels, removed)
     memo: dict[int, Any] = {}
     for name, tensor in named_tensors(module):
-        memo[id(tensor)] = like(tensor, sliced(replace.pop(name, tensor), name, kept, device))
+        memo[id(tensor)] = like(tensor, sliced(replace.pop(name, tensor), name, kept))
     smaller = copied(module, memo)
     for name, added in replace.items():
         owner, _, attribute = name.rpartition(".")
         rows = kept.get((f"{owner}.weight", 0), np.arange(len(added)))  # a new bias follows the rows of its weight
-        bias = nn.Parameter(added[torch.from_numpy(rows)].to(device=device))
+        bias = nn.Parameter(added[torch.from_numpy(rows)])
         smaller.get_submodule(owner).register_parameter(attribute, bias)
+    return smaller, Journal(_as_tuples(kept), _fit(smaller, channels, removed))
+
+
+def outline(module: nn.Module, shapes: Mapping[str, Sequence[int]], channels: Channels, removed: Bools) -> nn.Module:
+    """The copy that `cut` makes, but on meta: of its tensors only the shapes count.
+
+    Args:
+        module: stays as it is.
+        shapes: of each parameter and buffer after the cut.
+        channels: from `trace(module, ...)`.
+        removed: (channels,) what goes.
+    """
+    smaller = copied(
+        module, {id(tensor): like(tensor, sized(tensor, shapes[n])) for n, tensor in named_tensors(module)}
+    )
+    _fit(smaller, channels, removed)
+    return smaller
+
+
+def _fit(smaller: nn.Module, channels: Channels, removed: Bools) -> dict[str, Edits]:
+    """Make attributes of a copy follow its tensors; returns what changed."""
     attributes = edits(smaller)
     for follow in (_told_sizes, _pad_counts, _head_sizes):
         for path, values in follow(smaller, channels, removed).items():
             attributes.setdefault(path, {}).update(values)
     set_attributes(smaller, attributes)
-    return smaller, Journal(_as_tuples(kept), attributes)
+    return attributes
 
 
-def sliced(
-    tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int, ...] | Ints], device: str | None = None
-) -> Tensor:
+def sliced(tensor: Tensor, name: str, kept: Mapping[tuple[str, int], tuple[int, ...] | Ints]) -> Tensor:
     """The kept part of a tensor in storage of its own; on meta only its shape counts."""
-    if tensor.is_meta or device == "meta":
+    if tensor.is_meta:
         places = [(kept.get((name, dim)), size) for dim, size in enumerate(tensor.shape)]
         return sized(tensor, [size if stay is None else len(stay) for stay, size in places])
     dims = [dim for dim in range(tensor.ndim) if (name, dim) in kept]

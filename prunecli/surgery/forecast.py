@@ -22,7 +22,7 @@ from prunecli.graph.rules.norm import MIXING, REDUCTIONS
 from prunecli.graph.rules.pattern import PATTERNS
 from prunecli.graph.rules.pointwise import ELEMENTWISE
 from prunecli.graph.tape import Example, Op
-from prunecli.surgery.apply import cut
+from prunecli.surgery.apply import outline
 
 # Ops that treat channels in order, one like the other, beside those that are pointwise.
 PLAIN = {
@@ -139,10 +139,14 @@ class Forecast:
             return before == after
         return all(len({shapes[index][dim] for index in op.outputs}) == 1 for shapes in both)
 
+    def outline(self, module: nn.Module) -> nn.Module:
+        """The smaller model on meta."""
+        shapes = {name: self.shapes[index] for name, index in self.channels.tape.params.items()}
+        return outline(module, shapes, self.channels, self.removed)
+
     def comes_true(self, module: nn.Module, example: Example) -> bool:
         """Whether the smaller model runs as foreseen, and its outputs keep their shapes."""
         tape, shapes = self.channels.tape, self.shapes
         if any(shapes[index] != tape.shapes[index] for index in tape.outputs):
             return False
-        smaller, _ = cut(module, self.channels, self.removed, device="meta")
-        return follows(smaller, example, tape, shapes, seen=self.used.union(tape.outputs), told=TOLD)
+        return follows(self.outline(module), example, tape, shapes, seen=self.used.union(tape.outputs), told=TOLD)

@@ -41,8 +41,10 @@ def trial(module: nn.Module, example: Example, channels: Channels, removed: Bool
 
 def inspected(module: nn.Module, example: Example, forecast: Forecast) -> Trouble | None:
     """What is wrong with the smaller model; nothing is computed where shapes tell, on the meta device."""
-    device = None if forecast.channels.tape.needs_data else "meta"
-    smaller, _ = cut(module, forecast.channels, forecast.removed, device=device)
+    if forecast.channels.tape.needs_data:
+        smaller, _ = cut(module, forecast.channels, forecast.removed)
+    else:
+        smaller = forecast.outline(module)
     try:
         tape = record_private(smaller, example)
     except ForwardError as error:
