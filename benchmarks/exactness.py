@@ -65,7 +65,8 @@ def count(module: nn.Module) -> int:
 def made(name: str) -> nn.Module:
     """The network with random weights and batch norms, the same every time, in float64."""
     torch.manual_seed(0)
-    return cast(randomise(build(parse(f"torchvision:{name}"))), torch.float64)
+    module: nn.Module = randomise(build(parse(f"torchvision:{name}")))
+    return cast(module, torch.float64)
 
 
 def smaller(module: nn.Module, example: Example, mode: Borders) -> nn.Module:

@@ -305,7 +305,7 @@ MUTANTS = {
     ),
     "of equal sizes any is that of the channels": Mutant(
         "graph/channels.py",
-        "    _drop_fixed_sizes(book)\n",
+        "    _drop_fixed_sizes(book, channel_of)\n",
         "",
         "zoo/test_user_models.py::test_inner_channels_can_be_pruned",
     ),

@@ -241,13 +241,14 @@ def trace(
     used = tape.used_params()
     if any(name not in used for name, _ in slots):
         used |= _train_pass(module, example, slots, book)
-    _drop_fixed_sizes(book)
+    channel_of = components(book.next_id, book.ties)
+    _drop_fixed_sizes(book, channel_of)
     _freeze_literals(module, book)
     _share_numbers(module, book)
     for (name, _), ids in slots.items():
         if name not in used:
             book.freeze((Label(ids, 0),), "not used in the forward pass")
-    return connect(tape, slots, labels, book)
+    return connect(tape, slots, labels, book, channel_of)
 
 
 def holders(owner: nn.Module, told: Told) -> list[tuple[str, str, int | slice]]:
@@ -282,7 +283,7 @@ def _runs(told: Told, part: tuple[int, ...]) -> list[slice]:
     return [run for run in runs if told.sizes[run] == part and any(ids is not None for ids in told.ids[run])]
 
 
-def _drop_fixed_sizes(book: Book) -> None:
+def _drop_fixed_sizes(book: Book, channel_of: Ints) -> None:
     """Of equal sizes that an op is told, an attribute holds that of channels which may go: 64 of them on 64 x 64."""
 
     def is_unclear(told: Told) -> bool:
@@ -291,7 +292,6 @@ def _drop_fixed_sizes(book: Book) -> None:
 
     if not any(map(is_unclear, book.told)):
         return
-    channel_of = components(book.next_id, book.ties)
     frozen = _first_freezes(book, channel_of) < len(book.freezes)
     for number, told in enumerate(book.told):
         ids = (None if own is None or frozen[channel_of[own]].all() else own for own in told.ids)
@@ -345,9 +345,9 @@ def connect(
     slots: Slots,
     labels: dict[int, Labels],
     book: Book,
+    channel_of: Ints,
 ) -> Channels:
-    """Connected components of all ties."""
-    channel_of = components(book.next_id, book.ties)
+    """What the book says of the channels: of each id, in `channel_of`, the component of all ties that it is in."""
     first = _first_freezes(book, channel_of)
     frozen = first < len(book.freezes)
     texts = np.array([freeze.reason for freeze in book.freezes], dtype=object)
