@@ -1,4 +1,5 @@
-"""How exact strip is on every torchvision classifier: filters zeroed at random (30, 50, 90 %), or 99 % of all weights.
+"""How exact strip is on every torchvision classifier: filters of convolutions and rows of linear layers zeroed at random
+(30, 50, 90 %), or 99 % of all weights.
 
 Batch norm is randomised. Errors are relative to the largest output, the worst of the traced and of another input size.
 
@@ -32,10 +33,11 @@ from prunecli.surgery.expand import expand
 from prunecli.surgery.strip import Borders, strip
 from prunecli.surgery.verify import difference
 
+LAYERS = (nn.Conv2d, nn.Linear)
 ZEROS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "30 %": lambda module: zero_filters(module, 0.3),
-    "50 %": lambda module: zero_filters(module, 0.5),
-    "90 %": lambda module: zero_filters(module, 0.9),
+    "30 %": lambda module: zero_filters(module, 0.3, kinds=LAYERS),
+    "50 %": lambda module: zero_filters(module, 0.5, kinds=LAYERS),
+    "90 %": lambda module: zero_filters(module, 0.9, kinds=LAYERS),
     "99 % of weights": lambda module: zero_weights(module, 0.99),
 }
 
