@@ -2,6 +2,7 @@
 
 python benchmarks/coverage.py [NAME ...]      one row for each network, then the totals
 python benchmarks/coverage.py --timm          the smallest networks of every timm family
+python benchmarks/coverage.py --compare       instead: halved, then cut at random, are they equal to the masked model
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import resource
+import sys
 import tempfile
 import time
 import warnings
@@ -20,14 +22,23 @@ import numpy as np
 import torch
 import torchvision
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import libraries
+from randomise import randomise
+
 from prunecli.checkpoint.read import read
 from prunecli.checkpoint.write import write_tensors
 from prunecli.graph.channels import Channels
 from prunecli.graph.copying import aligned
 from prunecli.graph.tape import output_tensors
+from prunecli.graph.tensors import cast
 from prunecli.model import blank, filled, open_model
 from prunecli.surgery.apply import cut
 from prunecli.surgery.probe import halves, survey
+from prunecli.surgery.verify import TOLERANCE
+
+LARGE = 3e8  # parameters that do not fit into memory four times in float64
 
 
 @dataclass(frozen=True)
@@ -119,20 +130,41 @@ def timm_names(limit: int = 3, most: float = 60e6) -> list[str]:
     return chosen
 
 
-def main() -> None:
-    """All of torchvision, or the named ones."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--timm", action="store_true", help="the smallest networks of every family of timm")
-    parser.add_argument("names", nargs="*")
-    asked = parser.parse_args()
-    warnings.simplefilter("ignore")
-    models = [f"torchvision:{n}" for n in torchvision.models.list_models() if not n.startswith("quantized")]
-    names = timm_names() if asked.timm else asked.names
-    print(f"prunecli {version('prunecli')}, torch {torch.__version__}, torchvision {torchvision.__version__}")
+def compared(name: str) -> tuple[bool, str]:
+    """Whether halves and a random cut of a network equal the masked model, and a row that says so."""
+    model = open_model(name)
+    params = sum(p.numel() for p in model.module.parameters())
+    dtype = torch.float64 if params < LARGE else torch.float32
+    module = cast(randomise(model.module), dtype)
+    left, error = libraries.check(module, model.example.to(dtype=dtype))
+    same = error <= TOLERANCE[dtype]
+    return (
+        same,
+        f"| {name} | {params / 1e6:.1f} M | {left:.0%} | {error:.0e} | {dtype} | {'ok' if same else 'differs'} |",
+    )
+
+
+def compare(names: list[str]) -> None:
+    """A row for each network, then how many are equal."""
+    print("| network | params | left after halving | largest error | in | |\n| --- | --- | --- | --- | --- | --- |")
+    passed = []
+    for name in names:
+        try:
+            same, row = compared(name)
+        except Exception as error:
+            same, row = False, f"| {name} | {type(error).__name__}: {str(error).strip()[:140]} |"
+        passed.append(same)
+        print(row, flush=True)
+        gc.collect()
+    print(f"\n{sum(passed)} of {len(passed)} are equal")
+
+
+def cover(names: list[str]) -> None:
+    """A row for each network, then the totals."""
     print("| network | params | reachable | through norms | left after halving | groups | frozen | seconds | |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     rows = []
-    for name in names or models:
+    for name in names:
         try:
             row = check(name)
         except Exception as error:
@@ -148,6 +180,20 @@ def main() -> None:
         few = [r for r in rows if r.reachable < least]
         print(f"less than {least:.0%} reachable: {len(few)}, through norms {sum(r.through_norms < least for r in few)}")
         print(*(f"  {r.name} {r.reachable:.0%} {r.through_norms:.0%}" for r in few), sep="\n")
+
+
+def main() -> None:
+    """All of torchvision, the smallest of timm, or the named ones."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--timm", action="store_true", help="the smallest networks of every family of timm")
+    parser.add_argument("--compare", action="store_true", help="cut models beside masked ones")
+    parser.add_argument("names", nargs="*")
+    asked = parser.parse_args()
+    warnings.simplefilter("ignore")
+    models = [f"torchvision:{n}" for n in torchvision.models.list_models() if not n.startswith("quantized")]
+    print(f"prunecli {version('prunecli')}, torch {torch.__version__}, torchvision {torchvision.__version__}")
+    names = (timm_names() if asked.timm else asked.names) or models
+    (compare if asked.compare else cover)(names)
 
 
 if __name__ == "__main__":
