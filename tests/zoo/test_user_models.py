@@ -17,6 +17,7 @@ from prunecli.facts import PruneFacts
 from prunecli.graph.channels import Channels, trace
 from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example, output_tensors
+from prunecli.graph.tensors import named_tensors
 from prunecli.recipe.load import validate
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.forecast import Forecast
@@ -48,6 +49,24 @@ def built(name: str) -> nn.Module:
 
 def settled(module: nn.Module) -> Channels:
     return survey(module, EXAMPLE)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_tried_has_the_shapes_and_numbers_of_the_cut(name: str) -> None:
+    module = built(name)
+    channels = settled(module)
+    removed = halves(channels)
+    smaller, _ = cut(module, channels, removed)
+    outline = Forecast(channels, removed).outline(module)
+    first, second = (dict(named_tensors(m)) for m in (smaller, outline))
+    assert {n: (t.shape, t.dtype, type(t)) for n, t in first.items()} == {
+        n: (t.shape, t.dtype, type(t)) for n, t in second.items()
+    }
+    assert all(tensor.is_meta for tensor in second.values())
+    numbers = [
+        [(n, v) for part in m.modules() for n, v in vars(part).items() if type(v) is int] for m in (smaller, outline)
+    ]
+    assert numbers[0] == numbers[1]
 
 
 @pytest.mark.parametrize("name", MODELS)
