@@ -31,7 +31,7 @@ from prunecli.graph.examples import outputs, random_example
 from prunecli.graph.tape import Example, ForwardError, record
 from prunecli.graph.tensors import cast
 from prunecli.surgery.expand import expand
-from prunecli.surgery.strip import Borders, strip
+from prunecli.surgery.strip import strip
 from prunecli.surgery.verify import difference
 
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -72,9 +72,9 @@ def made(name: str) -> nn.Module:
     return cast(module, torch.float64)
 
 
-def smaller(module: nn.Module, example: Example, mode: Borders) -> nn.Module:
+def smaller(module: nn.Module, example: Example, mode: str) -> nn.Module:
     """Stripped and expanded."""
-    stripped = strip(module, example, borders=mode).module
+    stripped = strip(module, example, borders=mode != "off").module
     return stripped if mode == "off" else expand(stripped, example, mode)[0]
 
 
@@ -90,7 +90,7 @@ def worst(module: nn.Module, small: nn.Module, dtype: torch.dtype, tried: list[i
     return max(found)
 
 
-def row(name: str, mode: Borders) -> tuple[list[float], float, float]:
+def row(name: str, mode: str) -> tuple[list[float], float, float]:
     """Parameters left for each kind of zeros, worst error in float64 and in float32."""
     tried, left, errors = sizes(made(name)), [], []
     for zero in ZEROS.values():

@@ -31,7 +31,7 @@ from prunecli.graph.copying import copied
 from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
 from prunecli.surgery.expand import expand
-from prunecli.surgery.strip import Borders, strip
+from prunecli.surgery.strip import strip
 from prunecli.surgery.verify import compare
 
 NETS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "googlenet", "shufflenet_v2_x1_0",
@@ -39,12 +39,12 @@ NETS = ["resnet18", "resnet50", "vgg16_bn", "mobilenet_v2", "densenet121", "goog
 Maker = Callable[[nn.Module, Example], nn.Module]
 
 
-def ours(mode: Borders) -> Maker:
+def ours(mode: str) -> Maker:
     """Strip in float64, then expand."""
 
     def make(module: nn.Module, example: Example) -> nn.Module:
         wide = example.to(dtype=torch.float64)
-        stripped = strip(copied(module).double(), wide, borders=mode).module
+        stripped = strip(copied(module).double(), wide, borders=mode != "off").module
         return (stripped if mode == "off" else expand(stripped, wide, mode)[0]).float()
 
     return make

@@ -40,7 +40,7 @@ from prunecli.surgery.expand import expand
 from prunecli.surgery.fold import fold_batchnorm
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import Restrict, insist_on_free, settle, survey
-from prunecli.surgery.strip import Borders, Stripped, strip
+from prunecli.surgery.strip import Stripped, strip
 from prunecli.surgery.verify import verify, widest
 from prunecli.train.data import Data
 
@@ -166,8 +166,8 @@ class _Case:
         return limit_for(stage, self.progress)
 
     @property
-    def fills_in(self) -> Borders:
-        """Where layers may fill in constants; a cut to a budget leaves none, and gates take layers as they are."""
+    def fills_in(self) -> str:
+        """`strip.expand`; but a cut to a budget leaves no constants, and gates take layers as they are."""
         fixed = self.method.structure == "channel" or self.opened.journal.gates
         return "off" if fixed else self.recipe.strip.expand
 
@@ -177,7 +177,7 @@ class _Case:
         def restrict(channels: Channels) -> Channels:
             return self.exclude(channels.of_any_width() if to_any_width else channels)
 
-        stripped = strip(module, self.example, restrict, borders=self.fills_in)
+        stripped = strip(module, self.example, restrict, borders=self.fills_in != "off")
         return stripped, verify(module, stripped.module, self.tests, self.dtype)
 
 

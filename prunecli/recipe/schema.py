@@ -184,9 +184,9 @@ class Strip(Closed):
     Attributes:
         round_to: widths become multiples of this where the budget can still be met within 1 %; ``auto`` times
             which multiple the device likes.
-        expand: a layer may compute only the channels that vary and fill in the others, where a stream keeps them, and
-            have a bias for each tap of its kernel in place of a constant channel under padding: ``auto`` where that
-            saves time, ``always``, or ``off``.
+        expand: a layer may compute only the channels that vary and fill in the others, where a stream keeps them:
+            ``auto`` where that saves time, ``always``, or ``off``. Unless ``off``, a bias for each tap of a kernel
+            stands for constant channels under padding.
         fold_batchnorm: at the very end batch norms go into the layers before them, exact in eval.
     """
 

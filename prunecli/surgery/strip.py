@@ -12,7 +12,6 @@ zero there, the weights that read it are zero, or its value is a constant c that
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -30,12 +29,10 @@ from prunecli.graph.tensors import named_tensors
 from prunecli.surgery.apply import cut
 from prunecli.surgery.border import Bordered, border, may_border
 from prunecli.surgery.constants import Fields, propagate
-from prunecli.surgery.pace import computed, pays
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import Restrict, as_written, misfits, settle, with_images, with_whole_heads
 
 Replace = dict[str, Tensor]  # tensors in place of the model's own
-Borders = Literal["off", "auto", "always"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ def strip(
     example: Example,
     restrict: Restrict = lambda channels: channels,
     *,
-    borders: Borders = "off",
+    borders: bool = False,
 ) -> Stripped:
     """Remove all channels that do not matter, round after round until none is left.
 
@@ -73,7 +70,7 @@ def strip(
         module: stays as it is; eval-mode behaviour is what is kept.
         example: one input, for the tape only; the result is exact at every input size.
         restrict: freezes groups that must stay whole.
-        borders: whether padded convolutions get a border instead of a constant channel; ``auto``: where it pays.
+        borders: whether padded convolutions get a border instead of a constant channel.
     """
     journal, total = Journal(), 0
     while (found := _dead(module, example, restrict, borders)) is not None:
@@ -86,7 +83,7 @@ def strip(
 
 
 def _dead(
-    module: nn.Module, example: Example, restrict: Restrict, borders: Borders
+    module: nn.Module, example: Example, restrict: Restrict, borders: bool
 ) -> tuple[Channels, Bools, Replace] | None:
     """Channels that do not matter, None where there are none.
 
@@ -111,7 +108,7 @@ def _dead(
         views = wider
 
 
-def _plan(module: nn.Module, channels: Channels, borders: Borders) -> tuple[Bools, Replace]:
+def _plan(module: nn.Module, channels: Channels, borders: bool) -> tuple[Bools, Replace]:
     fields = propagate(channels.tape, dict(named_tensors(module)))
     takes = [_take(read, module, channels, fields, borders) for read in channels.reads]
     removed = np.zeros(channels.count, dtype=np.bool_)
@@ -122,12 +119,12 @@ def _plan(module: nn.Module, channels: Channels, borders: Borders) -> tuple[Bool
         values = _along(fields.get(channels.tape.ops[end.op].args[end.argument].index), end.label)
         removed[channels.of(end.label.rows())[values != 0]] = False
     for take in takes:
-        _settle_constants(take, removed, channels, borders)
+        _settle_constants(take, removed)
     removed = repair(channels, removed)
     return removed, _fold(module, takes, removed)
 
 
-def _take(read: Read, module: nn.Module, channels: Channels, fields: Fields, borders: Borders) -> _Take:
+def _take(read: Read, module: nn.Module, channels: Channels, fields: Fields, borders: bool) -> _Take:
     """Constants along the read dim, zero where the product is zero anyway."""
     values, weights = _along(fields.get(read.a), read.a_label), _along_zero(fields.get(read.b), read)
     channel = channels.of(read.a_label.rows().reshape(-1))
@@ -197,7 +194,7 @@ def _reader_weight(read: Read, channels: Channels) -> tuple[str, int]:
 
 
 def _takes_over(
-    read: Read, channels: Channels, module: nn.Module, weight: str, dim: int, borders: Borders
+    read: Read, channels: Channels, module: nn.Module, weight: str, dim: int, borders: bool
 ) -> Literal["bias", "border", "column"]:
     """A module that sees no padding and adds a bias of its own, a padded convolution, or anything else."""
     path = weight.rpartition(".")[0]
@@ -212,7 +209,7 @@ def _takes_over(
         return "column"
     if not any(op.args[4]):
         return "bias"
-    return "border" if borders != "off" and may_border(owner) else "column"
+    return "border" if borders and may_border(owner) else "column"
 
 
 def _adds_bias(owner: nn.Module | None) -> bool:
@@ -222,26 +219,15 @@ def _adds_bias(owner: nn.Module | None) -> bool:
     return own or isinstance(owner, Bordered)
 
 
-def _settle_constants(take: _Take, removed: Bools, channels: Channels, borders: Borders) -> None:
+def _settle_constants(take: _Take, removed: Bools) -> None:
     """Keep one constant channel, the largest, of a read that neither bias nor border relieves of those that go."""
     going = removed[take.channel] & (np.nan_to_num(take.constant) != 0)
-    if take.into == "bias" or not going.any():
+    if take.into != "column" or not going.any():
         return
-    if take.into == "border" and (borders == "always" or _border_pays(take, removed, channels)):
-        return
-    take.into = "column"
     sizes = np.abs(np.nan_to_num(take.constant))
     staying = np.where(removed[take.channel], 0.0, sizes)
     take.keeper = int(np.argmax(staying if staying.max() >= 0.1 * sizes.max() else sizes))
     removed[take.channel[take.keeper]] = False
-
-
-def _border_pays(take: _Take, removed: Bools, channels: Channels) -> bool:
-    """Whether a channel more would take longer than adding a border."""
-    op, left = channels.tape.ops[take.read.op], int((~removed[take.channel]).sum())
-    result = math.prod(channels.tape.shapes[op.outputs[0]])
-    taps = math.prod(channels.tape.shapes[take.read.b][2:])
-    return pays(result * taps * (computed(left + 1) - computed(left)), 2 * result, 1)
 
 
 def _fold(module: nn.Module, takes: list[_Take], removed: Bools) -> Replace:

@@ -79,7 +79,7 @@ def test_the_border_is_what_a_channel_of_ones_adds(dims: list[tuple[int, int, in
 
 def test_the_border_costs_next_to_nothing_and_is_right_at_any_size() -> None:
     module = padded()
-    with_channel, with_border = (strip(module, example(9, 9), borders=mode).module for mode in ("off", "always"))
+    with_channel, with_border = (strip(module, example(9, 9), borders=wanted).module for wanted in (False, True))
     assert [m[0].out_channels for m in (with_channel, with_border)] == [17, 16]
     assert bordered(with_border) == ["2"]
     for smaller in (with_channel, with_border):
@@ -101,24 +101,16 @@ def test_every_kind_of_padding(conv: dict[str, object]) -> None:
     first, second = nn.Conv2d(3, 21, 1), nn.Conv2d(21, 6, 3, **{"padding": 1, **conv})
     first.weight.data[:5] = 0
     module = nn.Sequential(first, second).double().eval()
-    smaller = strip(module, example(9, 9), borders="always").module
+    smaller = strip(module, example(9, 9), borders=True).module
     assert compare(module, smaller, trials(5, 9, 12), torch.float64).max_rel_error < 1e-12
     plain = conv.get("padding") != "same" and "padding_mode" not in conv
     assert bordered(smaller) == (["1"] if plain else [])
 
 
-@pytest.mark.parametrize(("left", "size", "pays"), [(16, 80, True), (17, 80, False), (16, 8, False)])
-def test_auto_takes_a_border_where_one_channel_more_would_cost_time(left: int, size: int, pays: bool) -> None:
-    """17 channels take as long as 32, 18 as long as 17; and a small map is done before one more kernel starts."""
-    smaller = strip(padded(left), example(size, size), borders="auto").module
-    assert bordered(smaller) == (["2"] if pays else [])
-    assert smaller[0].out_channels == (left if pays else left + 1)
-
-
 @pytest.mark.parametrize("name", ["cifar_resnet20", "torchvision:googlenet", "torchvision:squeezenet1_1"])
 def test_expanded_and_folded(name: str) -> None:
     module, first = zeroed(name), example(64, 64)
-    stripped = strip(module, first, borders="always")
+    stripped = strip(module, first, borders=True)
     expanded, _ = expand(stripped.module, first, "always")
     folded, journal = fold_batchnorm(expanded, first)
     for smaller in (stripped.module, expanded, folded):
@@ -151,7 +143,7 @@ def test_what_was_seen_last_is_used_for_nothing_else() -> None:
 
 
 def test_a_border_is_trained_and_is_no_weight_that_is_pruned() -> None:
-    smaller = strip(zeroed(), example(32, 32), borders="always").module.train()
+    smaller = strip(zeroed(), example(32, 32), borders=True).module.train()
     smaller(torch.randn(4, 3, 32, 32, dtype=torch.float64)).square().mean().backward()
     taps = [part.bias_taps for part in smaller.modules() if isinstance(part, Bordered)]
     assert all(bool((tap.grad != 0).any()) for tap in taps)
@@ -163,7 +155,7 @@ def test_a_border_is_trained_and_is_no_weight_that_is_pruned() -> None:
 
 def test_gates_leave_borders_alone() -> None:
     """A gated layer, and one that skips closed channels, computes without its own forward."""
-    smaller = strip(zeroed(), example(32, 32), borders="always").module
+    smaller = strip(zeroed(), example(32, 32), borders=True).module
     gates = [found.gate for found in candidates(smaller, example(32, 32))]
     assert gates
     assert not {name for gate in gates for name in (gate.conv, *gate.readers)}.intersection(bordered(smaller))
@@ -208,7 +200,7 @@ def test_a_bordered_file_can_be_pruned_again(bordered_file: Path, tmp_path: Path
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".ts"])
 def test_runtimes_carry_it(suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    smaller = strip(zeroed(), example(32, 32), borders="always").module.float().eval()
+    smaller = strip(zeroed(), example(32, 32), borders=True).module.float().eval()
     inputs = [random_example(example(32, 32), 0).to(dtype=torch.float32)]
     assert write_and_run(TARGETS[suffix], smaller, inputs[0], [], tmp_path / f"m{suffix}").max_abs_error < 1e-4
     if suffix == ".ts":  # which takes any size, as it does without borders

@@ -37,7 +37,7 @@ def network(share: float, *, seed: int, **shape: object) -> nn.Module:
 
 def check_strip(share: float, **case: object) -> None:
     module = network(share, **case)  # type: ignore[arg-type]
-    stripped = strip(module, EXAMPLE, borders="always")
+    stripped = strip(module, EXAMPLE, borders=True)
     assert compare(module, stripped.module, TESTS, torch.float64).max_rel_error <= EXACT
 
 
