@@ -32,11 +32,11 @@ from prunecli.checkpoint.write import write_tensors
 from prunecli.graph.channels import Channels
 from prunecli.graph.copying import aligned
 from prunecli.graph.tape import output_tensors
-from prunecli.graph.tensors import cast
+from prunecli.graph.tensors import home
 from prunecli.model import blank, filled, open_model
 from prunecli.surgery.apply import cut
 from prunecli.surgery.probe import halves, survey
-from prunecli.surgery.verify import TOLERANCE
+from prunecli.surgery.verify import TOLERANCE, widest
 
 LARGE = 3e8  # parameters that do not fit into memory four times in float64
 
@@ -134,9 +134,11 @@ def compared(name: str) -> tuple[bool, str]:
     """Whether halves and a random cut of a network equal the masked model, and a row that says so."""
     model = open_model(name)
     params = sum(p.numel() for p in model.module.parameters())
-    dtype = torch.float64 if params < LARGE else torch.float32
-    module = cast(randomise(model.module), dtype)
-    left, error = libraries.check(module, model.example.to(dtype=dtype))
+    module, example = randomise(model.module), model.example
+    if params < LARGE:
+        module, example = widest(module, example)
+    dtype = home(module).dtype
+    left, error = libraries.check(module, example)
     same = error <= TOLERANCE[dtype]
     return (
         same,
