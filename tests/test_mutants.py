@@ -303,6 +303,12 @@ MUTANTS = {
         "_by_op(ends)",
         "zoo/test_user_models.py::test_halved_it_equals_the_masked_model[GraphAttention]",
     ),
+    "what is tried keeps the numbers of the uncut model": Mutant(
+        "surgery/apply.py",
+        "    _fit(smaller, channels, removed)\n    return smaller\n",
+        "    return smaller\n",
+        "zoo/test_user_models.py::test_what_is_tried_has_the_shapes_and_numbers_of_the_cut[Glu]",
+    ),
     "of equal sizes any is that of the channels": Mutant(
         "graph/channels.py",
         "    _drop_fixed_sizes(book, channel_of)\n",
