@@ -24,12 +24,14 @@ from torch import Tensor, nn
 from prunecli.errors import summary
 from prunecli.graph.examples import random_example
 from prunecli.graph.tape import Example
+from prunecli.graph.tensors import home
 from prunecli.surgery.apply import cut, masked
 from prunecli.surgery.plan import repair
 from prunecli.surgery.probe import halves, settle, survey
 from prunecli.surgery.verify import TOLERANCE, compare, widest
 
 Call = Callable[..., Any]
+HEADER = "| network | params | left after halving | largest error | |\n| --- | --- | --- | --- | --- |"
 
 
 class Called(nn.Module):
@@ -378,6 +380,18 @@ def check(module: nn.Module, example: Example) -> tuple[float, float]:
     return params[0] / params[1], error
 
 
+def judged(name: str, module: nn.Module, example: Example) -> tuple[bool, str]:
+    """Whether both cuts of a network equal the masked model, and a row that says so."""
+    params, dtype = sum(p.numel() for p in module.parameters()), home(module).dtype
+    try:
+        left, error = check(module, example)
+        state = f"{'ok' if error <= TOLERANCE[dtype] else 'differs'}, {dtype}"
+        figures = f"{left:.0%} | {error:.0e}"
+    except Exception as problem:
+        state, figures = summary(problem), " | "
+    return state.startswith("ok"), f"| {name} | {params / 1e6:.2f} M | {figures} | {state} |"
+
+
 def main() -> None:
     """A row for each network, then the totals."""
     parser = argparse.ArgumentParser()
@@ -386,7 +400,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     there = {library: installed(library) for library in ("prunecli", "torch", *LIBRARIES)}
     print(", ".join(f"{library} {known or 'is not installed'}" for library, known in there.items()))
-    print("| network | params | left after halving | largest error | |\n| --- | --- | --- | --- | --- |")
+    print(HEADER)
     passed = {library: rows(library, names) for library in LIBRARIES if there[library]}
     for library, found in passed.items():
         if found:
@@ -400,16 +414,9 @@ def rows(library: str, parts: list[str]) -> list[bool]:
         if parts and not any(part in f"{library} {name}" for part in parts):
             continue
         torch.manual_seed(0)
-        module, example = widest(build().eval(), Example(inputs))
-        params, dtype = sum(p.numel() for p in module.parameters()), next(module.parameters()).dtype
-        try:
-            left, error = check(module, example)
-            state = f"{'ok' if error <= TOLERANCE[dtype] else 'differs'}, {dtype}"
-            figures = f"{left:.0%} | {error:.0e}"
-        except Exception as problem:
-            state, figures = summary(problem), " | "
-        passed.append(state.startswith("ok"))
-        print(f"| {library} {name} | {params / 1e6:.2f} M | {figures} | {state} |", flush=True)
+        same, row = judged(f"{library} {name}", *widest(build().eval(), Example(inputs)))
+        passed.append(same)
+        print(row, flush=True)
     return passed
 
 

@@ -45,11 +45,11 @@ def trials(*sizes: int) -> list[Example]:
     return [random_example(example(size, size + 1), size) for size in sizes]
 
 
-def padded(left: int = 16, dead: int = 5, **conv: object) -> nn.Sequential:
+def padded() -> nn.Sequential:
     """A convolution, some of whose filters are dead, and one that reads their constants under padding."""
     torch.manual_seed(0)
-    first, second = nn.Conv2d(3, left + dead, 1), nn.Conv2d(left + dead, 6, 3, padding=1, **conv)
-    first.weight.data[:dead] = 0
+    first, second = nn.Conv2d(3, 21, 1), nn.Conv2d(21, 6, 3, padding=1)
+    first.weight.data[:5] = 0
     return nn.Sequential(first, nn.Sigmoid(), second).double().eval()
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from zoo.user_models import MODELS
 
 import prunecli
+from prunecli.arrays import Bools
 from prunecli.errors import InputError
 from prunecli.facts import PruneFacts
 from prunecli.graph.channels import Channels, trace
@@ -51,12 +52,17 @@ def settled(module: nn.Module) -> Channels:
     return survey(module, EXAMPLE)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_what_is_tried_has_the_shapes_and_numbers_of_the_cut(name: str) -> None:
+def halved(name: str) -> tuple[nn.Module, Channels, Bools, nn.Module]:
+    """A model, its channels, half of them, and what is left without those."""
     module = built(name)
     channels = settled(module)
     removed = halves(channels)
-    smaller, _ = cut(module, channels, removed)
+    return module, channels, removed, cut(module, channels, removed)[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_tried_has_the_shapes_and_numbers_of_the_cut(name: str) -> None:
+    module, channels, removed, smaller = halved(name)
     outline = Forecast(channels, removed).outline(module)
     first, second = (dict(named_tensors(m)) for m in (smaller, outline))
     assert {n: (t.shape, t.dtype, type(t)) for n, t in first.items()} == {
@@ -71,10 +77,7 @@ def test_what_is_tried_has_the_shapes_and_numbers_of_the_cut(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_halved_it_equals_the_masked_model(name: str) -> None:
-    module = built(name)
-    channels = settled(module)
-    removed = halves(channels)
-    smaller, _ = cut(module, channels, removed)
+    module, channels, removed, smaller = halved(name)
     test = random_example(EXAMPLE, 0)
     shapes = [[t.shape for t in output_tensors(m(*test.args))] for m in (module, smaller)]
     assert shapes[0] == shapes[1]
